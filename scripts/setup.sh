@@ -49,13 +49,14 @@ install_torch() {
     if [ "$(uname -s)" = Linux ]; then wanted=$wanted+$build; fi
     if "$venv/bin/python" -m pip show torch 2>/dev/null | grep -qx "Version: ${wanted#torch==}"; then return; fi
     say "installing $wanted"
-    if pip_install "$wanted" 2>/dev/null; then return; fi
+    if pip_install "$wanted" 2>/dev/null; then return; fi # PyPI has no +cpu builds: expected to fail there
     say "not on the configured package indexes; trying https://download.pytorch.org/whl/$build"
     pip_install --no-deps --index-url "https://download.pytorch.org/whl/$build" "$wanted" ||
         fail "could not get $wanted for this Python and platform: see pip's message above, and check the network."
 }
 
-pip_install() { "$venv/bin/python" -m pip install --quiet --no-input --constraint constraints.txt "$@"; }
+quiet=(); [ -t 2 ] || quiet=(-qq) # in a terminal pip shows its own progress, in a log only errors
+pip_install() { "$venv/bin/python" -m pip install "${quiet[@]}" --no-input --constraint constraints.txt "$@"; }
 
 [ -x "$venv/bin/python" ] || create_venv
 install_torch
