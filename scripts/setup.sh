@@ -47,20 +47,21 @@ install_torch() {
     local build=${TORCH_BUILD:-cpu} wanted
     wanted=$(grep '^torch==' constraints.txt)
     if [ "$(uname -s)" = Linux ]; then wanted=$wanted+$build; fi
-    if "$venv/bin/python" -m pip show torch 2>/dev/null | grep -qx "Version: ${wanted#torch==}"; then return; fi
+    if [ "$("$venv/bin/python" -m pip freeze 2>/dev/null | grep '^torch==')" = "$wanted" ]; then return; fi
     say "installing $wanted"
-    if pip_install "$wanted" 2>/dev/null; then return; fi # PyPI has no +cpu builds: expected to fail there
+    # The dependencies follow with etalumis. PyPI has no builds with a tag: there this is expected to fail.
+    if run_pip install --no-deps "$wanted" 2>/dev/null; then return; fi
     say "not on the configured package indexes; trying https://download.pytorch.org/whl/$build"
-    pip_install --no-deps --index-url "https://download.pytorch.org/whl/$build" "$wanted" ||
+    run_pip install --no-deps --index-url "https://download.pytorch.org/whl/$build" "$wanted" ||
         fail "could not get $wanted for this Python and platform: see pip's message above, and check the network."
 }
 
-quiet=(); [ -t 2 ] || quiet=(-qq) # in a terminal pip shows its own progress, in a log only errors
-pip_install() { "$venv/bin/python" -m pip install "${quiet[@]}" --no-input --constraint constraints.txt "$@"; }
+quiet=-qq; if [ -t 2 ]; then quiet=; fi # in a terminal pip shows its own progress, in a log only errors
+run_pip() { "$venv/bin/python" -m pip --no-input $quiet "$@"; }
 
-[ -x "$venv/bin/python" ] || create_venv
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || create_venv
 install_torch
 say "installing etalumis[$extra] and what it needs"
-pip_install --editable ".[$extra]" ||
+run_pip install --constraint constraints.txt --editable ".[$extra]" ||
     fail "could not install etalumis[$extra] (see pip's message above)." \
         "Behind a proxy, set PIP_INDEX_URL or PIP_PROXY and run make again."
