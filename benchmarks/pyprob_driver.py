@@ -1,0 +1,125 @@
+"""Run pyprob 1.5.0 on request: ``python -I pyprob_driver.py FOLDER`` reads and answers JSON lines.
+
+This program alone imports pyprob. Its last release (2022) needs small repairs to run on today's Python and
+torch; they are made here, in its own process, and cost it no time.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import json
+import os
+import sys
+import time
+import types
+from typing import Any
+
+_STORES = ("STORE_FAST", "STORE_NAME", "STORE_GLOBAL")
+
+
+def load(folder: str) -> types.ModuleType:
+    """Import pyprob from its private folder, repaired."""
+    sys.path.insert(0, folder)
+    # Imported at its top, for plots and a mixture fit that are not used here.
+    for package, child in (("matplotlib", "pyplot"), ("sklearn", "mixture")):
+        sys.modules[package] = types.ModuleType(package)
+        sys.modules[f"{package}.{child}"] = types.ModuleType(f"{package}.{child}")
+        setattr(sys.modules[package], child, sys.modules[f"{package}.{child}"])
+    import torch
+
+    # As in its day: no validation of arguments, checkpoints may hold objects.
+    torch.distributions.Distribution.set_default_validate_args(False)
+    torch.load = functools.partial(torch.load, weights_only=False)
+    torch.set_num_threads(1)
+    import pyprob
+
+    pyprob.set_verbosity(0)
+    pyprob.state._extract_target_of_assignment = _assigned_here
+    return pyprob
+
+
+def _assigned_here() -> str | None:
+    """What pyprob's function of this use returns, on bytecode with inline caches (Python 3.11 and later)."""
+    frame = sys._getframe(3)
+    return _assigned(frame.f_code, frame.f_lasti)
+
+
+@functools.cache
+def _assigned(code: types.CodeType, offset: int) -> str | None:
+    following = next((i for i in dis.get_instructions(code) if i.offset > offset), None)
+    if following is None:
+        return None
+    if following.opname == "RETURN_VALUE":
+        return "return"
+    return str(following.argval) if following.opname in _STORES else None
+
+
+def marsaglia(pyprob: types.ModuleType) -> Any:
+    """The program of ``benchmarks.tracing.marsaglia``, statement for statement, as a pyprob model."""
+    import torch
+    from pyprob.distributions import Normal, Uniform
+
+    class Marsaglia(pyprob.Model):
+        def forward(self) -> Any:
+            s = 1.0
+            while float(s) >= 1.0:
+                x = pyprob.sample(Uniform(-1.0, 1.0))
+                y = pyprob.sample(Uniform(-1.0, 1.0))
+                s = x * x + y * y
+            mu = 1.0 + 5.0**0.5 * (x * torch.sqrt(-2.0 * torch.log(s) / s))
+            likelihood = Normal(mu, 2.0**0.5)
+            pyprob.observe(likelihood, 8.0, name="obs0")
+            pyprob.observe(likelihood, 9.0, name="obs1")
+            return mu
+
+    return Marsaglia("Marsaglia")
+
+
+class Jobs:
+    """What may be asked, by name; each answers a dictionary."""
+
+    def __init__(self, pyprob: types.ModuleType) -> None:
+        self._pyprob = pyprob
+        self._marsaglia = marsaglia(pyprob)
+
+    def hello(self) -> dict[str, Any]:
+        return {"pyprob": self._pyprob.__version__}
+
+    def prior(self, num_traces: int) -> dict[str, Any]:
+        """Prior traces of the Marsaglia model, kept in memory."""
+        self._pyprob.seed(1)
+        start = time.perf_counter()
+        traces = self._marsaglia.prior(num_traces=num_traces)
+        return self._answer(num_traces, time.perf_counter() - start, traces)
+
+    def rmh(self, num_traces: int) -> dict[str, Any]:
+        """Steps of its random-walk Metropolis-Hastings on the Marsaglia model; every trace is kept."""
+        self._pyprob.seed(1)
+        engine = self._pyprob.InferenceEngine.RANDOM_WALK_METROPOLIS_HASTINGS
+        start = time.perf_counter()
+        traces = self._marsaglia.posterior(num_traces=num_traces, inference_engine=engine)
+        return self._answer(num_traces, time.perf_counter() - start, traces)
+
+    def _answer(self, count: int, seconds: float, traces: Any) -> dict[str, Any]:
+        """Speed, and the moments of mu to see that the work was done."""
+        mu = traces.map(lambda trace: trace.result)
+        return {"rate": count / seconds, "mean": float(mu.mean), "std": float(mu.stddev)}
+
+
+def main() -> None:
+    # pyprob prints on standard output: keep that for the answers and send its words to standard error.
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    jobs = Jobs(load(sys.argv[1]))
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = getattr(jobs, request.pop("job"))(**request)
+        except Exception as error:  # the asker reports it
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
