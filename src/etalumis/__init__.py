@@ -1,1 +1,66 @@
-"""Bayesian inference in stochastic simulators: sample, observe, tag; then ask for the posterior."""
+"""etalumis: invert existing scientific simulators.
+
+A simulator says what is random (:func:`sample`), what was measured (:func:`observe`) and what is worth knowing
+(:func:`tag`); :func:`posterior` returns the distribution over everything random, given the measurement.
+Importing the package costs NumPy; torch and everything else heavy come with the engine that needs them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from etalumis.execution import (
+    AddressBook,
+    Controller,
+    DensityError,
+    Model,
+    ModelError,
+    ObservationError,
+    Trace,
+    TraceBatch,
+    factor,
+    observe,
+    sample,
+    tag,
+)
+
+if TYPE_CHECKING:
+    from etalumis.inference import IC, LMH, RMH, ImportanceSampling, Posterior, posterior, prior
+
+__version__ = "0.1.0"
+
+_INFERENCE = frozenset({"IC", "LMH", "RMH", "ImportanceSampling", "Posterior", "posterior", "prior"})
+
+__all__ = [
+    "IC",
+    "LMH",
+    "RMH",
+    "AddressBook",
+    "Controller",
+    "DensityError",
+    "ImportanceSampling",
+    "Model",
+    "ModelError",
+    "ObservationError",
+    "Posterior",
+    "Trace",
+    "TraceBatch",
+    "factor",
+    "observe",
+    "posterior",
+    "prior",
+    "sample",
+    "tag",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _INFERENCE:
+        from etalumis import inference
+
+        return getattr(inference, name)
+    raise AttributeError(f"module 'etalumis' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_INFERENCE})

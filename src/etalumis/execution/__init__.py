@@ -1,0 +1,47 @@
+"""Running models: statements, addresses, traces, controllers, and traces in columns."""
+
+from etalumis.execution.addresses import Address, AddressBook
+from etalumis.execution.batch import TraceBatch
+from etalumis.execution.columns import Column, DistributionTable, ObserveColumn
+from etalumis.execution.controllers import Answer, Controller, Guided, Inflated, Prior, Replay
+from etalumis.execution.errors import DensityError, ModelError, ObservationError, Reject
+from etalumis.execution.lockstep import Proposer, Request, run_lockstep
+from etalumis.execution.loop import factor, observe, sample, tag
+from etalumis.execution.model import Model, Simulator, run
+from etalumis.execution.observations import Observations
+from etalumis.execution.trace import FINISHED, REJECTED, Observed, Tagged, Trace
+
+__all__ = [
+    "FINISHED",
+    "REJECTED",
+    "Address",
+    "AddressBook",
+    "Answer",
+    "Column",
+    "Controller",
+    "DensityError",
+    "DistributionTable",
+    "Guided",
+    "Inflated",
+    "Model",
+    "ModelError",
+    "ObservationError",
+    "Observations",
+    "ObserveColumn",
+    "Observed",
+    "Prior",
+    "Proposer",
+    "Reject",
+    "Replay",
+    "Request",
+    "Simulator",
+    "Tagged",
+    "Trace",
+    "TraceBatch",
+    "factor",
+    "observe",
+    "run",
+    "run_lockstep",
+    "sample",
+    "tag",
+]

@@ -1,0 +1,347 @@
+"""The columns that a TraceBatch is made of: distinct distributions, observes, tags and results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etalumis.distributions import BY_CODE, DISTRIBUTIONS, Distribution
+from etalumis.execution.trace import Observed
+
+
+def gather(
+    flat: NDArray[Any], offsets: NDArray[np.int64], rows: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The ragged rows at these positions, and their own offsets."""
+    starts, lengths = offsets[:-1][rows], np.diff(offsets)[rows]
+    out = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+    places = np.arange(out[-1]) + np.repeat(starts - out[:-1], lengths)
+    return flat[places], out
+
+
+@dataclass(frozen=True, eq=False)
+class DistributionTable:
+    """T distinct distributions: ``code`` uint8 (T,), ``parameters`` flat with ``offsets`` (T + 1,), shapes."""
+
+    code: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    parameters: NDArray[np.float64]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.code)
+
+    def distribution(self, row: int) -> Distribution:
+        """Row ``row`` as a distribution object."""
+        packed = self.parameters[self.offsets[row] : self.offsets[row + 1]]
+        return BY_CODE[int(self.code[row])].unpack(packed.tolist(), self.shapes[row])
+
+    @classmethod
+    def from_distributions(cls, distributions: Sequence[Distribution]) -> DistributionTable:
+        packed = [d.pack() for d in distributions]
+        lengths = np.array([len(p) for p in packed], dtype=np.int64)
+        return cls(
+            np.array([d.code for d in distributions], dtype=np.uint8),
+            np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
+            np.array([x for p in packed for x in p], dtype=np.float64),
+            tuple(d.shape for d in distributions),
+        )
+
+    @classmethod
+    def merge(cls, tables: Sequence[DistributionTable]) -> tuple[DistributionTable, list[NDArray[np.int32]]]:
+        """One table with each distinct row once, and for each given table the new row of each of its rows."""
+        rows: dict[tuple[int, tuple[int, ...], bytes], int] = {}
+        codes: list[int] = []
+        pieces: list[NDArray[np.float64]] = []
+        maps: list[NDArray[np.int32]] = []
+        for table in tables:
+            mapping = np.empty(len(table), dtype=np.int32)
+            for row, (code, shape) in enumerate(zip(table.code.tolist(), table.shapes, strict=True)):
+                piece = table.parameters[table.offsets[row] : table.offsets[row + 1]]
+                key = (code, shape, piece.tobytes())
+                known = rows.get(key)
+                if known is None:
+                    known = rows[key] = len(rows)
+                    codes.append(code)
+                    pieces.append(piece)
+                mapping[row] = known
+            maps.append(mapping)
+        lengths = np.array([len(p) for p in pieces], dtype=np.int64)
+        merged = cls(
+            np.array(codes, dtype=np.uint8),
+            np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
+            np.concatenate(pieces) if pieces else np.zeros(0),
+            tuple(shape for _, shape, _ in rows),
+        )
+        return merged, maps
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        return {"code": self.code, "lengths": np.diff(self.offsets), "parameters": self.parameters}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]], shapes: Sequence[tuple[int, ...]]) -> DistributionTable:
+        code = arrays["distributions.code"].astype(np.uint8, copy=False)
+        lengths = arrays["distributions.lengths"].astype(np.int64)
+        parameters = arrays["distributions.parameters"].astype(np.float64, copy=False)
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+        if len(code) != len(lengths) or len(code) != len(shapes) or offsets[-1] != len(parameters):
+            raise ValueError("the table of distributions does not add up")
+        if not set(code.tolist()) <= set(BY_CODE):
+            raise ValueError(
+                f"the table of distributions has an unknown family code among {sorted(set(code.tolist()))}"
+            )
+        return cls(code, offsets, parameters, tuple(shapes))
+
+
+@dataclass(frozen=True, eq=False)
+class ObserveColumn:
+    """The observe statements of one address, name, family and shape, over the traces that met them.
+
+    Attributes:
+        rows: positions of the traces, int64 (M,).
+        parameters: the likelihood's parameters in wire order, each (M or 1, *its shape): leading size 1 where
+            all traces share it.
+        values: (M, *shape), or None where only the parameters are kept.
+        observed: the value was given (and scored), not drawn.
+    """
+
+    address: int
+    name: str
+    family: str
+    rows: NDArray[np.int64]
+    parameters: tuple[NDArray[Any], ...]
+    values: NDArray[Any] | None
+    observed: bool
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one observation."""
+        axes = DISTRIBUTIONS[self.family].parameter_axes
+        return np.broadcast_shapes(*(p.shape[1 : p.ndim - axes] for p in self.parameters))
+
+    def log_likelihood(self, value: Any) -> NDArray[np.float64]:
+        """Log density of ``value`` (given once, or per row) under each row's likelihood, shape (M,)."""
+        family = DISTRIBUTIONS[self.family]
+        rank = len(self.shape) + family.parameter_axes
+        aligned = [p.reshape(len(p), *(1,) * (rank - p.ndim + 1), *p.shape[1:]) for p in self.parameters]
+        density = family.log_density(np.asarray(value, dtype=np.float64), *aligned)
+        density = np.broadcast_to(density, (len(self), *self.shape))
+        return np.asarray(density.reshape(len(self), -1).sum(axis=1), dtype=np.float64)
+
+    @classmethod
+    def from_statements(cls, traces: Sequence[Sequence[Observed]]) -> tuple[ObserveColumn, ...]:
+        """Columns of the observe statements of traces."""
+        groups: dict[tuple[Any, ...], list[tuple[int, Observed, tuple[Any, ...]]]] = {}
+        for row, statements in enumerate(traces):
+            for statement in statements:
+                distribution = statement.distribution
+                parameters = distribution.parameters()
+                shapes = tuple(() if type(p) is float else np.shape(p) for p in parameters)
+                drawn = statement.value is None
+                key = (
+                    statement.address,
+                    statement.name,
+                    distribution.family,
+                    shapes,
+                    statement.observed,
+                    drawn,
+                )
+                groups.setdefault(key, []).append((row, statement, parameters))
+        columns = []
+        for (address, name, family, shapes, observed, drawn), members in groups.items():
+            stacked = (np.array([p[k] for _, _, p in members], dtype=np.float64) for k in range(len(shapes)))
+            values = None if drawn else np.array([s.value for _, s, _ in members], dtype=np.float64)
+            rows = np.array([row for row, _, _ in members], dtype=np.int64)
+            columns.append(cls(address, name, family, rows, tuple(map(_once, stacked)), values, observed))
+        return tuple(columns)
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[Sequence[ObserveColumn]], starts: NDArray[Any]) -> tuple[ObserveColumn, ...]:
+        """Columns over consecutive batches; ``starts`` are the positions of their first traces."""
+        groups: dict[tuple[Any, ...], list[tuple[int, ObserveColumn]]] = {}
+        for start, columns in zip(starts.tolist(), batches, strict=False):
+            for c in columns:
+                shapes = tuple(p.shape[1:] for p in c.parameters)
+                groups.setdefault((c.address, c.name, c.family, shapes, c.observed, c.values is None), []).append(
+                    (start, c)
+                )
+        out = []
+        for members in groups.values():
+            parameters = tuple(
+                _join([c.parameters[k] for _, c in members], [len(c) for _, c in members])
+                for k in range(len(members[0][1].parameters))
+            )
+            values = [c.values for _, c in members if c.values is not None]
+            rows = np.concatenate([c.rows + start for start, c in members])
+            out.append(
+                replace(
+                    members[0][1],
+                    rows=rows,
+                    parameters=parameters,
+                    values=np.concatenate(values) if values else None,
+                )
+            )
+        return tuple(out)
+
+    def select(self, rows: NDArray[np.int64], count: int) -> ObserveColumn:
+        """The column over selected traces of a batch of ``count``."""
+        kept, places = _select(self.rows, rows, count)
+        parameters = tuple(p if len(p) == 1 else p[places] for p in self.parameters)
+        return replace(
+            self,
+            rows=kept,
+            parameters=parameters,
+            values=None if self.values is None else self.values[places],
+        )
+
+    def to_arrays(self, key: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        arrays[f"{key}.rows"] = self.rows
+        for k, parameter in enumerate(self.parameters):
+            arrays[f"{key}.parameter{k}"] = parameter
+        if self.values is not None:
+            arrays[f"{key}.values"] = self.values
+        return {
+            "key": key,
+            "address": self.address,
+            "name": self.name,
+            "family": self.family,
+            "observed": self.observed,
+            "parameters": len(self.parameters),
+            "values": self.values is not None,
+        }
+
+    @classmethod
+    def from_arrays(cls, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ObserveColumn:
+        key = meta["key"]
+        column = cls(
+            int(meta["address"]),
+            str(meta["name"]),
+            str(meta["family"]),
+            arrays[f"{key}.rows"].astype(np.int64),
+            tuple(arrays[f"{key}.parameter{k}"] for k in range(int(meta["parameters"]))),
+            arrays[f"{key}.values"] if meta["values"] else None,
+            bool(meta["observed"]),
+        )
+        values = () if column.values is None else (column.values,)
+        fits = all(len(p) in (1, len(column)) for p in column.parameters) and all(len(v) == len(column) for v in values)
+        if not fits or column.family not in DISTRIBUTIONS:
+            raise ValueError(f"the column of observation {column.name!r} ({column.family}) does not add up")
+        return column
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """Tags or results: trace positions ``rows`` (M,) with an array (M, …) of numbers, or a list of objects."""
+
+    name: str
+    rows: NDArray[np.int64]
+    values: NDArray[Any] | list[Any]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def from_values(cls, name: str, pairs: Sequence[tuple[int, Any]]) -> Column:
+        """Numbers and arrays of one shape become an array; everything else stays a list."""
+        rows = np.array([row for row, _ in pairs], dtype=np.int64)
+        values = [value for _, value in pairs]
+        return cls(name, rows, _as_array(values))
+
+    @classmethod
+    def from_named(cls, traces: Sequence[Sequence[tuple[str, Any]]]) -> tuple[Column, ...]:
+        groups: dict[str, list[tuple[int, Any]]] = {}
+        for row, pairs in enumerate(traces):
+            for name, value in pairs:
+                groups.setdefault(name, []).append((row, value))
+        return tuple(cls.from_values(name, pairs) for name, pairs in groups.items())
+
+    @classmethod
+    def concatenate(cls, columns: Sequence[Column], starts: Iterable[int]) -> Column:
+        rows = np.concatenate([c.rows + start for start, c in zip(starts, columns, strict=False)])
+        filled = [c.values for c in columns if len(c)]
+        arrays = [v for v in filled if isinstance(v, np.ndarray)]
+        if len(arrays) == len(filled) and len({a.shape[1:] for a in arrays}) == 1:
+            return cls(columns[0].name, rows, np.concatenate(arrays))
+        return cls(columns[0].name, rows, [value for values in filled for value in values])
+
+    def select(self, rows: NDArray[np.int64], count: int) -> Column:
+        kept, places = _select(self.rows, rows, count)
+        values = self.values[places] if isinstance(self.values, np.ndarray) else [self.values[p] for p in places]
+        return replace(self, rows=kept, values=values)
+
+    def to_arrays(self, key: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        arrays[f"{key}.rows"] = self.rows
+        meta: dict[str, Any] = {"key": key, "name": self.name}
+        if isinstance(self.values, np.ndarray):
+            arrays[f"{key}.values"] = self.values
+        else:
+            for value in self.values:
+                if not _is_json(value):
+                    raise TypeError(
+                        f"{self.name!r} holds a {type(value).__name__}, which can't be saved safely; "
+                        "tag or return numbers, arrays, strings, booleans, or lists and dicts of them"
+                    )
+            meta["values"] = self.values
+        return meta
+
+    @classmethod
+    def from_arrays(cls, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Column:
+        key = meta["key"]
+        rows = arrays[f"{key}.rows"].astype(np.int64)
+        values = meta["values"] if "values" in meta else arrays[f"{key}.values"]
+        if len(values) != len(rows):
+            raise ValueError(f"the column {meta['name']!r} does not add up")
+        return cls(str(meta["name"]), rows, values)
+
+
+def concatenate_columns(batches: Sequence[Sequence[Column]], starts: NDArray[Any]) -> tuple[Column, ...]:
+    """Columns of equal names joined over consecutive batches."""
+    groups: dict[str, list[tuple[int, Column]]] = {}
+    for start, columns in zip(starts.tolist(), batches, strict=False):
+        for column in columns:
+            groups.setdefault(column.name, []).append((start, column))
+    return tuple(Column.concatenate([c for _, c in g], [start for start, _ in g]) for g in groups.values())
+
+
+def _once(parameter: NDArray[Any]) -> NDArray[Any]:
+    """Leading size 1 where all rows are equal."""
+    return parameter[:1] if len(parameter) > 1 and bool((parameter == parameter[:1]).all()) else parameter
+
+
+def _join(pieces: list[NDArray[Any]], lengths: list[int]) -> NDArray[Any]:
+    if all(len(p) == 1 for p in pieces) and all(np.array_equal(p, pieces[0]) for p in pieces):
+        return pieces[0]
+    return np.concatenate([np.broadcast_to(p, (n, *p.shape[1:])) for p, n in zip(pieces, lengths, strict=True)])
+
+
+def _select(have: NDArray[np.int64], rows: NDArray[np.int64], count: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """New trace positions, and places in the column, of the column's entries in selected traces."""
+    order = np.argsort(have, kind="stable")
+    first = np.searchsorted(have[order], np.arange(count + 1))
+    places, offsets = gather(order, first, rows)
+    return np.repeat(np.arange(len(rows)), np.diff(offsets)), places
+
+
+def _as_array(values: list[Any]) -> NDArray[Any] | list[Any]:
+    numeric = (int, float, np.number, np.ndarray)
+    if not values or not all(isinstance(v, numeric) and not isinstance(v, bool) for v in values):
+        return values
+    if len({np.shape(v) for v in values}) > 1:
+        return values
+    array = np.array(values)
+    return array if array.dtype.kind in "iuf" else values
+
+
+def _is_json(value: Any) -> bool:
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return True
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    return isinstance(value, dict) and all(isinstance(k, str) and _is_json(v) for k, v in value.items())

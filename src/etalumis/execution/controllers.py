@@ -1,0 +1,102 @@
+"""Controllers: they decide the values of draws, and nothing else.
+
+The execution loop conditions, scores, counts and records; a controller answers one question. Engines differ
+in their controllers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etalumis.distributions import Distribution, Stream
+
+Answer = tuple[Any, float | None]
+
+
+class Controller:
+    """Answers draws from the prior; the base of all others."""
+
+    __slots__ = ()
+
+    def begin(self, index: int) -> None:
+        """An execution with this trace index starts."""
+
+    def choose(self, address: int, name: str, distribution: Distribution, control: bool, stream: Stream) -> Answer:
+        """The value of a draw and log q of it; None says that it came from the prior.
+
+        ``stream`` stands at the statement's own numbers. Raising :class:`Reject` ends the execution.
+        """
+        return distribution.draw(stream), None
+
+
+class Prior(Controller):
+    """Draws everything from the prior."""
+
+    __slots__ = ()
+
+
+class Replay(Controller):
+    """Gives recorded values at known addresses (log q = 0) and leaves the others to another controller."""
+
+    __slots__ = ("then", "values")
+
+    def __init__(self, values: Mapping[int, Any], then: Controller | None = None) -> None:
+        self.values = values
+        self.then = then or Prior()
+
+    def begin(self, index: int) -> None:
+        self.then.begin(index)
+
+    def choose(self, address: int, name: str, distribution: Distribution, control: bool, stream: Stream) -> Answer:
+        if address in self.values:
+            return self.values[address], 0.0
+        return self.then.choose(address, name, distribution, control, stream)
+
+
+class Guided(Controller):
+    """Draws named sites from given proposals: a distribution, or a function of the prior that returns one."""
+
+    __slots__ = ("proposals", "then")
+
+    def __init__(
+        self,
+        proposals: Mapping[str, Distribution | Callable[[Distribution], Distribution]],
+        then: Controller | None = None,
+    ) -> None:
+        self.proposals = dict(proposals)
+        self.then = then or Prior()
+
+    def begin(self, index: int) -> None:
+        self.then.begin(index)
+
+    def choose(self, address: int, name: str, distribution: Distribution, control: bool, stream: Stream) -> Answer:
+        proposal = self.proposals.get(name)
+        if proposal is None:
+            return self.then.choose(address, name, distribution, control, stream)
+        if not isinstance(proposal, Distribution):
+            proposal = proposal(distribution)
+        value = proposal.draw(stream)
+        return value, proposal.log_prob(value)
+
+
+class Inflated(Controller):
+    """Draws controlled sites from priors widened by ``factor`` (prior inflation)."""
+
+    __slots__ = ("factor", "then")
+
+    def __init__(self, factor: float, then: Controller | None = None) -> None:
+        if not factor > 0.0:
+            raise ValueError(f"prior inflation needs a factor > 0; got {factor!r}")
+        self.factor = factor
+        self.then = then or Prior()
+
+    def begin(self, index: int) -> None:
+        self.then.begin(index)
+
+    def choose(self, address: int, name: str, distribution: Distribution, control: bool, stream: Stream) -> Answer:
+        if not control:
+            return self.then.choose(address, name, distribution, control, stream)
+        wider = distribution.inflated(self.factor)
+        value, log_q = self.then.choose(address, name, wider, control, stream)
+        return value, wider.log_prob(value) if log_q is None else log_q

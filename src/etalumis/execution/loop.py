@@ -1,0 +1,233 @@
+"""The one loop through which every model runs: a simulator asks, a controller answers, the trace records.
+
+Conditioning, scoring, address counting and recording happen here and nowhere else. The current execution
+lives in a context variable, so executions nest, interleave in coroutines and run in threads.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from etalumis.distributions import Distribution, Stream
+from etalumis.distributions.stream import OBSERVE as OBSERVE_STREAM
+from etalumis.execution.addresses import OBSERVE, TAG, AddressBook, CallChains, Site
+from etalumis.execution.controllers import Controller
+from etalumis.execution.errors import DensityError, ModelError, ObservationError, Reject
+from etalumis.execution.observations import Observations
+from etalumis.execution.trace import REJECTED, Observed, Tagged, Trace
+
+_NEVER = -float("inf")
+_current: ContextVar[Execution | None] = ContextVar("etalumis_execution", default=None)
+
+
+def call_root(function: Callable[[], Any]) -> Any:
+    """Call a model. Address chains end at this frame."""
+    return function()
+
+
+class Execution:
+    """One run of a model under a controller. Made by :meth:`Model.execute`; not for direct use."""
+
+    __slots__ = (
+        "_book",
+        "_chains",
+        "_choose",
+        "_counts",
+        "_draw_observations",
+        "_met",
+        "_observations",
+        "_reject_zero",
+        "_stream",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        book: AddressBook,
+        chains: CallChains,
+        controller: Controller,
+        observations: Observations,
+        stream: Stream,
+        index: int,
+        reject_zero: bool,
+        draw_observations: bool,
+    ) -> None:
+        self.trace = Trace(index)
+        self._book = book
+        self._chains = chains
+        self._choose = controller.choose
+        self._observations = observations
+        self._stream = stream
+        self._reject_zero = reject_zero
+        self._draw_observations = draw_observations
+        self._counts: dict[Site, int] = {}
+        self._met: dict[str, int] = {}
+
+    def run(self, function: Callable[[], Any]) -> Trace:
+        trace = self.trace
+        token = _current.set(self)
+        try:
+            trace.result = call_root(function)
+        except Reject:
+            trace.ended = REJECTED
+            trace.log_likelihood = _NEVER
+        finally:
+            _current.reset(token)
+        trace.log_prior = sum(trace.log_priors)
+        trace.log_proposal = sum(trace.log_proposals)
+        return trace
+
+    def sample(self, distribution: Distribution, name: str, control: bool, base: str | None) -> Any:
+        if base is None:
+            base = self._chains.base(sys._getframe(2))
+        site = self._book.site(base, distribution.family)
+        counts = self._counts
+        count = counts.get(site, 0)
+        counts[site] = count + 1
+        ids = site.ids
+        address = ids[count] if count < len(ids) else self._book.instance(site, count)
+        trace = self.trace
+        conditioned = name in self._observations
+        if conditioned:
+            value = self._conditioned_value(name, distribution)
+            log_prior = log_proposal = 0.0
+            log_prob = distribution.log_prob(value)
+            trace.log_likelihood += log_prob
+        else:
+            stream = self._stream
+            stream.seek(len(trace.addresses))
+            value, log_q = self._choose(address, name, distribution, control, stream)
+            log_prob = log_prior = distribution.log_prob(value)
+            log_proposal = log_prob if log_q is None else log_q
+        trace.addresses.append(address)
+        trace.names.append(name)
+        trace.distributions.append(distribution)
+        trace.values.append(value)
+        trace.log_priors.append(log_prior)
+        trace.log_proposals.append(log_proposal)
+        trace.controlled.append(control and not conditioned)
+        trace.conditioned.append(conditioned)
+        if log_prob != log_prob or log_proposal != log_proposal:
+            raise self._not_a_number(address, distribution, value)
+        if log_prob == _NEVER and self._reject_zero:
+            raise Reject
+        return value
+
+    def observe(self, distribution: Distribution, value: Any, name: str, base: str | None) -> None:
+        if base is None:
+            base = self._chains.base(sys._getframe(2))
+        address = self._address(base, distribution.family, OBSERVE)
+        trace = self.trace
+        observations = self._observations
+        if name in observations:
+            if value is not None and not observations.override:
+                raise ObservationError(
+                    f"the simulator supplies the value of observe {name!r} itself, so observe[{name!r}] is refused; "
+                    "leave it out, or pass override=True to replace the simulator's value"
+                )
+            value = self._conditioned_value(name, distribution)
+        if value is None:
+            if self._draw_observations:
+                stream = self._stream
+                stream.seek(len(trace.observes), OBSERVE_STREAM)
+                value = distribution.draw(stream)
+            trace.observes.append(Observed(address, name, distribution, value, False, 0.0))
+            return
+        log_prob = distribution.log_prob(value)
+        trace.observes.append(Observed(address, name, distribution, value, True, log_prob))
+        if log_prob != log_prob:
+            raise self._not_a_number(address, distribution, value)
+        trace.log_likelihood += log_prob
+        if log_prob == _NEVER and self._reject_zero:
+            raise Reject
+
+    def tag(self, value: Any, name: str, base: str | None) -> None:
+        if base is None:
+            base = name or self._chains.base(sys._getframe(2))
+        self.trace.tags.append(Tagged(self._address(base, "Tag", TAG), name, value))
+
+    def factor(self, log_weight: float, name: str) -> None:
+        if log_weight != log_weight:
+            raise DensityError(f"factor {name!r} is not a number")
+        self.trace.log_likelihood += log_weight
+        if log_weight == _NEVER and self._reject_zero:
+            raise Reject
+
+    def _address(self, base: str, family: str, kind: str) -> int:
+        site = self._book.site(base, family, kind)
+        count = self._counts.get(site, 0)
+        self._counts[site] = count + 1
+        return self._book.instance(site, count)
+
+    def _conditioned_value(self, name: str, distribution: Distribution) -> Any:
+        count = self._met.get(name, 0)
+        self._met[name] = count + 1
+        value = self._observations.value(name, count, distribution.shape)
+        return value if distribution.shape else distribution.cast(value)
+
+    def _not_a_number(self, address: int, distribution: Distribution, value: Any) -> DensityError:
+        return DensityError(
+            f"log density is not a number at address {self._book[address]} of trace {self.trace.index}: "
+            f"{distribution!r} at value {value!r}; look for a NaN among the parameters or the data there"
+        )
+
+
+def sample(
+    distribution: Distribution, name: str | None = None, control: bool = True, address: str | None = None
+) -> Any:
+    """Draw a random variable of the model.
+
+    Args:
+        distribution: its prior given everything drawn before.
+        name: how posteriors and observations call it; conditioning on a name forces the value and scores it.
+        control: let a network propose it (where False, importance samplers draw it from the prior).
+        address: explicit base address; by default the chain of calls that leads here.
+
+    Returns:
+        A float, an int for discrete families, or an array where the distribution has a shape.
+    """
+    execution = _current.get()
+    if execution is None:
+        raise _outside("sample")
+    return execution.sample(distribution, name or "", control, address)
+
+
+def observe(distribution: Distribution, value: Any = None, name: str | None = None, address: str | None = None) -> None:
+    """Condition the model: the likelihood is ``distribution`` at the observed value.
+
+    Args:
+        distribution: the likelihood.
+        value: the observed value; None takes the one given to the engine under ``name``.
+        name: how engines call the observation.
+        address: explicit base address.
+    """
+    execution = _current.get()
+    if execution is None:
+        raise _outside("observe")
+    execution.observe(distribution, value, name or "", address)
+
+
+def tag(value: Any, name: str | None = None, address: str | None = None) -> None:
+    """Record a quantity with the trace; posteriors read it by name like a draw."""
+    execution = _current.get()
+    if execution is None:
+        raise _outside("tag")
+    execution.tag(value, name or "", address)
+
+
+def factor(log_weight: float, name: str | None = None) -> None:
+    """Multiply the likelihood by exp(log_weight)."""
+    execution = _current.get()
+    if execution is None:
+        raise _outside("factor")
+    execution.factor(log_weight, name or "")
+
+
+def _outside(statement: str) -> ModelError:
+    return ModelError(
+        f"{statement}() was called outside of a running model; wrap the function with etalumis.Model(function) "
+        "and run it through etalumis.prior or etalumis.posterior"
+    )
