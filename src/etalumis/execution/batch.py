@@ -276,7 +276,7 @@ class TraceBatch:
         Raises:
             ValueError: where columns are missing or don't fit together.
         """
-        dtypes = {"address": np.int32, "name": np.int32, "distribution": np.int32, "index": np.int64}
+        dtypes: dict[str, Any] = {"address": np.int32, "name": np.int32, "distribution": np.int32, "index": np.int64}
         dtypes |= dict.fromkeys(("controlled", "conditioned", "finished"), np.bool_)
         try:
             columns = {
@@ -315,7 +315,8 @@ class TraceBatch:
             "a name id is unknown": _within(self.name, len(self.names)),
             "a distribution id is unknown": _within(self.distribution, len(self.distributions)),
             "a column refers to a trace that is not there": all(
-                _within(c.rows, traces) for c in (*self.observes, *self.tags, self.result)
+                _within(rows, traces)
+                for rows in (*(o.rows for o in self.observes), *(t.rows for t in self.tags), self.result.rows)
             ),
         }
         broken = [message for message, holds in facts.items() if not holds]

@@ -28,7 +28,7 @@ class Request(NamedTuple):
     """A draw that waits for its value. ``stream`` stands at the statement's own random numbers."""
 
     slot: int
-    index: int
+    trace_index: int
     address: int
     name: str
     distribution: Distribution
