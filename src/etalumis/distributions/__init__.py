@@ -1,0 +1,46 @@
+"""Distribution families: parameters, one shared sampling algorithm, densities, kernels and coordinates each.
+
+Families are looked up by name (:data:`DISTRIBUTIONS`) or by their code on the wire (:data:`BY_CODE`).
+"""
+
+from __future__ import annotations
+
+from etalumis.distributions.base import Coordinates, Distribution
+from etalumis.distributions.bernoulli import Bernoulli
+from etalumis.distributions.categorical import Categorical
+from etalumis.distributions.normal import Normal
+from etalumis.distributions.poisson import Poisson
+from etalumis.distributions.stream import OBSERVE, SAMPLE, Stream
+from etalumis.distributions.truncated_normal import TruncatedNormal
+from etalumis.distributions.uniform import Uniform
+from etalumis.distributions.uniform_integer import UniformInteger
+
+FAMILIES: tuple[type[Distribution], ...] = (
+    Normal,
+    Uniform,
+    Categorical,
+    Poisson,
+    Bernoulli,
+    TruncatedNormal,
+    UniformInteger,
+)
+DISTRIBUTIONS: dict[str, type[Distribution]] = {family.family: family for family in FAMILIES}
+BY_CODE: dict[int, type[Distribution]] = {family.code: family for family in FAMILIES}
+
+__all__ = [
+    "BY_CODE",
+    "DISTRIBUTIONS",
+    "FAMILIES",
+    "OBSERVE",
+    "SAMPLE",
+    "Bernoulli",
+    "Categorical",
+    "Coordinates",
+    "Distribution",
+    "Normal",
+    "Poisson",
+    "Stream",
+    "TruncatedNormal",
+    "Uniform",
+    "UniformInteger",
+]

@@ -1,0 +1,178 @@
+"""What a distribution family is: one class that knows everything said about the family anywhere.
+
+A family states its parameters in wire order, draws from a :class:`Stream` by one algorithm that every language
+front end shares, scores values, names a random-walk kernel on its support, and says in which coordinates a
+neural proposal looks at it. Nothing else in the package asks which family it has before it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from etalumis.distributions.stream import Stream
+
+Array = NDArray[np.float64]
+Parameter = float | Array
+Value = float | int | NDArray[Any]
+
+
+class Coordinates(NamedTuple):
+    """Where a proposal looks at a family: z = (t − loc) / scale with t = x, or log x where ``log`` is set.
+
+    All are arrays of shape (n,), one entry per distribution; ``low`` and ``high`` bound z and may be infinite.
+    ``loc`` and ``scale`` are the location and spread of t under the prior, so that z is of order one.
+    """
+
+    loc: Array
+    scale: Array
+    low: Array
+    high: Array
+
+
+class Distribution(ABC):
+    """A distribution of a family; parameters are scalars, or arrays that broadcast to ``shape``.
+
+    Class attributes:
+        family: the family's name, part of every address.
+        code: its number on the wire (PPX union tag) and in stored tables.
+        parameter_names: in wire order.
+        parameter_axes: trailing axes that a parameter has beyond ``shape`` (1 where it is a vector of weights).
+        discrete: values are integers.
+        proposal: how a neural proposal answers it: ``"mixture"`` (of truncated normals in ``coordinates``),
+            ``"count"`` (the same, integrated over unit cells), or ``"categorical"``.
+        log_space: proposal coordinates are taken of log x.
+    """
+
+    __slots__ = ("shape",)
+
+    family: ClassVar[str]
+    code: ClassVar[int]
+    parameter_names: ClassVar[tuple[str, ...]]
+    parameter_axes: ClassVar[int] = 0
+    discrete: ClassVar[bool] = False
+    proposal: ClassVar[Literal["mixture", "count", "categorical"]] = "mixture"
+    log_space: ClassVar[bool] = False
+
+    shape: tuple[int, ...]
+
+    # --- parameters -------------------------------------------------------------------------------------------
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters in wire order, as given (floats or arrays)."""
+        return tuple(getattr(self, name) for name in self.parameter_names)
+
+    def pack(self) -> tuple[float, ...]:
+        """The parameters as flat numbers: each broadcast to ``shape``, row-major, one after the other."""
+        if not self.shape:
+            return cast("tuple[float, ...]", self.parameters())
+        flat: list[float] = []
+        for parameter in self.parameters():
+            flat.extend(np.broadcast_to(parameter, self.shape).ravel().tolist())
+        return tuple(flat)
+
+    @classmethod
+    def unpack(cls, packed: Sequence[float], shape: tuple[int, ...] = ()) -> Distribution:
+        """The inverse of :meth:`pack`."""
+        if not shape:
+            return cls(*map(float, packed))
+        columns = np.asarray(packed, dtype=np.float64).reshape(len(cls.parameter_names), *shape)
+        return cls(*columns)
+
+    # --- sampling and scoring ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def draw_scalar(self, stream: Stream) -> float:
+        """One value of a scalar distribution: the family's shared algorithm, from ``stream.uniform()``."""
+
+    def draw(self, stream: Stream) -> Value:
+        """A value of shape ``shape`` (a float or int where that is ()) from the selected statement's numbers."""
+        if not self.shape:
+            return self.draw_scalar(stream)
+        return self.draw_array(stream)
+
+    def draw_array(self, stream: Stream) -> NDArray[Any]:
+        """Element by element; families with a fixed number of uniforms override this with a vectorised form."""
+        count = math.prod(self.shape)
+        columns = [np.broadcast_to(p, self.shape).ravel().tolist() for p in self.parameters()]
+        family = type(self)
+        values = [
+            family(*row).draw_scalar(numbers)
+            for row, numbers in zip(zip(*columns, strict=True), stream.each(count), strict=True)
+        ]
+        return np.array(values, dtype=np.int64 if self.discrete else np.float64).reshape(self.shape)
+
+    @abstractmethod
+    def log_prob(self, value: Any) -> float:
+        """Log density (or mass) of the whole value, summed over elements; −inf outside the support."""
+
+    @classmethod
+    @abstractmethod
+    def log_density(cls, value: ArrayLike, *parameters: ArrayLike) -> Array:
+        """Elementwise log density, vectorised over values and parameters that broadcast together."""
+
+    def sum_log_density(self, value: Any) -> float:
+        """The array path of :meth:`log_prob`."""
+        return float(np.sum(self.log_density(np.broadcast_to(value, self.shape), *self.parameters())))
+
+    # --- what engines need ------------------------------------------------------------------------------------
+
+    def cast(self, number: float) -> float | int:
+        """A stored number as a value of this family: integers for discrete families."""
+        return int(number) if self.discrete else number
+
+    @abstractmethod
+    def random_walk(self, value: Any, step: float) -> Distribution:
+        """A kernel around ``value`` on this support; ``step`` is relative to the distribution's own spread."""
+
+    def inflated(self, factor: float) -> Distribution:
+        """A wider distribution on the same support for prior inflation; itself where there is none."""
+        return self
+
+    @classmethod
+    @abstractmethod
+    def coordinates(cls, *parameters: Array) -> Coordinates:
+        """Proposal coordinates of n scalar distributions; ``parameters`` are arrays of shape (n,)."""
+
+    # --- plain Python -----------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{n}={p!r}" for n, p in zip(self.parameter_names, self.parameters(), strict=True))
+        return f"{self.family}({arguments})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.shape == other.shape and self.pack() == other.pack()
+
+    def __hash__(self) -> int:
+        return hash((self.code, self.shape, self.pack()))
+
+
+def as_parameter(value: Any, name: str) -> Parameter:
+    """A parameter as a float, or as a float64 array where it has dimensions."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    array = np.asarray(value, dtype=np.float64)
+    if array.ndim == 0:
+        return float(array)
+    if array.size == 0:
+        raise ValueError(f"parameter {name} is an empty array")
+    return array
+
+
+def common_shape(*parameters: Parameter) -> tuple[int, ...]:
+    """The shape that parameters broadcast to."""
+    return np.broadcast_shapes(*(np.shape(p) for p in parameters))
+
+
+def require(condition: Any, family: str, requirement: str, **parameters: Parameter) -> None:
+    """Raise a ValueError that names the family, what it requires and the parameters it got."""
+    if not np.all(condition):
+        got = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
+        raise ValueError(f"{family} needs {requirement}; got {got}")
