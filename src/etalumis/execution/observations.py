@@ -38,6 +38,8 @@ class Observations:
         """The value for the ``count``-th (from 0) meeting of a name whose distribution has this shape."""
         self.used.add(name)
         value = self.values[name]
+        if type(value) is float and not count and not shape:
+            return value
         if isinstance(value, list) and not (shape and np.shape(value) == shape):
             if count >= len(value):
                 raise ObservationError(
