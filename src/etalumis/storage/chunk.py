@@ -1,0 +1,163 @@
+"""A storage chunk: up to about a thousand traces as tar members.
+
+Ids in a chunk's columns are its own, counted from 0 in order of first use; the member ``addresses.npy`` holds the
+dataset's id of each. So a chunk can be encoded anywhere, before the dataset's dictionary is known, its bytes depend
+on its traces alone, and merging dictionaries rewrites one small member.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etalumis.execution import AddressBook, TraceBatch
+from etalumis.storage.codec import Buffer, decode_arrays, encode_arrays, from_npy, npy
+from etalumis.storage.errors import DatasetError
+from etalumis.storage.tar import pack_span
+
+_ADDRESSES = "addresses.npy"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How chunks are stored.
+
+    Attributes:
+        observes: ``"parameters"`` keeps the parameters of each likelihood and drops values that were only drawn
+            from it (readers draw fresh ones); ``"both"`` keeps them.
+        observe_dtype: type of likelihood parameters and values, ``"float32"`` or ``"float64"``.
+        sparse_above: share of zeros from which an array is stored sparsely; 1 never does.
+    """
+
+    observes: Literal["parameters", "both"] = "parameters"
+    observe_dtype: Literal["float32", "float64"] = "float32"
+    sparse_above: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.observes not in ("parameters", "both"):
+            raise ValueError(f'encoding.observes is "parameters" or "both"; got {self.observes!r}')
+        if self.observe_dtype not in ("float32", "float64"):
+            raise ValueError(f'encoding.observe_dtype is "float32" or "float64"; got {self.observe_dtype!r}')
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """A chunk's bytes and what its dataset must know of it.
+
+    Attributes:
+        span: tar entries of all members but ``addresses.npy``.
+        addresses: the chunk's own dictionary.
+        types: distinct trace types, sorted.
+        observes: name to family and shape.
+    """
+
+    span: bytes
+    addresses: AddressBook
+    first: int
+    traces: int
+    draws: int
+    controlled: int
+    shortest: int
+    longest: int
+    types: tuple[int, ...]
+    observes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def header(self) -> bytes:
+        """Everything but the span, as JSON."""
+        plain = {name: getattr(self, name) for name in self.__annotations__ if name not in ("span", "addresses")}
+        return json.dumps({**plain, "addresses": self.addresses.to_json()}).encode()
+
+    @classmethod
+    def restore(cls, header: bytes, span: bytes) -> EncodedChunk:
+        """The inverse of :meth:`header`."""
+        plain = json.loads(header)
+        addresses = AddressBook.from_json(plain.pop("addresses"))
+        return cls(span=span, addresses=addresses, **{**plain, "types": tuple(plain["types"])})
+
+
+def chunk_key(number: int) -> str:
+    """The WebDataset key of a chunk."""
+    return f"{number:09d}"
+
+
+def address_entry(number: int, ids: NDArray[np.int32]) -> bytes:
+    """The tar entry that a chunk's span lacks: the dataset's id of each of its own ids."""
+    return pack_span(chunk_key(number), {_ADDRESSES: npy(ids)})
+
+
+def encode(batch: TraceBatch, encoding: Encoding | None = None) -> dict[str, bytes]:
+    """Members of a batch whose ids are already as they shall be stored: JSON and .npy only."""
+    encoding = encoding or Encoding()
+    arrays, meta = trim(batch, encoding).to_arrays()
+    return encode_arrays(arrays, meta, encoding.sparse_above)
+
+
+def decode(members: Mapping[str, Buffer], addresses: AddressBook) -> TraceBatch:
+    """The batch in a chunk's members, with ids of the dataset's dictionary."""
+    arrays, meta = decode_arrays(members)
+    batch = TraceBatch.from_arrays(arrays, meta, addresses)
+    if _ADDRESSES not in members:
+        return batch
+    ids = from_npy(members[_ADDRESSES])
+    if ids.size and int(ids.max()) >= len(addresses):
+        raise DatasetError(f"the chunk uses address {int(ids.max())}, the dictionary holds {len(addresses)}")
+    return batch.remap(ids, addresses)
+
+
+def encode_chunk(number: int, batch: TraceBatch, encoding: Encoding) -> EncodedChunk:
+    """Encode a batch as chunk ``number`` of a dataset."""
+    used = _used(batch)
+    own = AddressBook()
+    ids = np.full(len(batch.addresses), -1, dtype=np.int32)
+    for identifier in used:
+        ids[identifier] = own.intern(*batch.addresses[identifier])
+    batch = batch.remap(ids, own)
+    lengths = batch.lengths
+    return EncodedChunk(
+        span=pack_span(chunk_key(number), encode(batch, encoding)),
+        addresses=own,
+        first=int(batch.index[0]),
+        traces=batch.num_traces,
+        draws=int(lengths.sum()),
+        controlled=int(np.count_nonzero(batch.controlled)),
+        shortest=int(lengths.min()),
+        longest=int(lengths.max()),
+        types=tuple(np.unique(batch.trace_types()).tolist()),
+        observes={o.name: {"family": o.family, "shape": [int(n) for n in o.shape]} for o in batch.observes if o.name},
+    )
+
+
+def trim(batch: TraceBatch, encoding: Encoding) -> TraceBatch:
+    """The batch as it is kept: observes in the stored type, without values that can be drawn again."""
+    dtype = np.dtype(encoding.observe_dtype)
+    columns = []
+    for column in batch.observes:
+        keep = column.observed or encoding.observes == "both"
+        values = column.values if keep else None
+        columns.append(
+            replace(
+                column,
+                parameters=tuple(_stored(p, dtype) for p in column.parameters),
+                values=None if values is None else _stored(values, dtype),
+            )
+        )
+    return replace(batch, observes=tuple(columns))
+
+
+def _stored(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    return array.astype(dtype) if array.dtype.kind == "f" else array
+
+
+def _used(batch: TraceBatch) -> list[int]:
+    """The ids that a batch uses, draws first, in order of first use."""
+    found, first = np.unique(batch.address, return_index=True)
+    ids = found[np.argsort(first)].tolist()
+    return list(dict.fromkeys([*ids, *(column.address for column in batch.observes)]))

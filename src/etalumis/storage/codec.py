@@ -1,0 +1,167 @@
+"""Arrays as JSON and .npy members, each in the smallest plain form that gives every bit back.
+
+What is tried for an array, in this order; all of it is written down per array in the member ``meta.json``:
+
+========= ==================================================================================================
+alias     the same as an earlier array: nothing is stored
+delta     a whole-number column as its first entry and its steps, where the steps fit a smaller type
+constant  all entries equal: stored once, in the JSON
+bits      booleans, eight to a byte
+sparse    more than half zeros: a bit per entry (member ``name.mask``) and the other entries
+narrow    whole numbers in the smallest type that holds them
+========= ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etalumis.storage.errors import DatasetError
+
+Buffer = bytes | bytearray | memoryview
+META = "meta.json"
+_SMALL = 64  # bytes below which no packing is worth its entry in the JSON
+
+
+def encode_arrays(arrays: Mapping[str, NDArray[Any]], meta: Any, sparse_above: float = 0.5) -> dict[str, bytes]:
+    """Members for named arrays and a JSON value.
+
+    Args:
+        arrays: numbers and booleans of any shape; names are lower case, so that every tar reader agrees on them.
+        meta: anything that JSON can say.
+        sparse_above: share of zeros from which an array is stored sparsely; 1 never does.
+    """
+    members: dict[str, bytes] = {META: b""}
+    specs: dict[str, dict[str, Any]] = {}
+    seen: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+    for name, array in arrays.items():
+        assert name == name.lower(), name
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        spec: dict[str, Any] = {"dtype": array.dtype.str, "shape": list(array.shape)}
+        specs[name] = spec
+        if array.nbytes >= _SMALL:
+            first = seen.setdefault((array.dtype.str, array.shape, array.tobytes()), name)
+            if first != name:
+                spec["alias"] = first
+                continue
+        members |= _encode(name, array, spec, sparse_above)
+    document = {"meta": meta, "arrays": specs}
+    members[META] = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    return members
+
+
+def decode_arrays(members: Mapping[str, Buffer]) -> tuple[dict[str, NDArray[Any]], Any]:
+    """The inverse of :func:`encode_arrays`; arrays may be writable views of the members' memory.
+
+    Raises:
+        DatasetError: a member is missing or does not have the form that ``meta.json`` says.
+    """
+    try:
+        document = json.loads(bytes(members[META]))
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, spec in document["arrays"].items():
+            arrays[name] = arrays[spec["alias"]].copy() if "alias" in spec else _decode(name, spec, members)
+    except KeyError as error:
+        raise DatasetError(f"the chunk lacks {error}: it was not written by this format") from error
+    except ValueError as error:
+        raise DatasetError(f"the chunk can't be decoded: {error}") from error
+    return arrays, document["meta"]
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    """An array as the bytes of an .npy file."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return file.getvalue()
+
+
+def from_npy(payload: Buffer) -> NDArray[Any]:
+    """The array in an .npy file, as a view of ``payload``; object arrays are refused."""
+    head = io.BytesIO(bytes(memoryview(payload)[:4096]))
+    if np.lib.format.read_magic(head) != (1, 0):
+        raise ValueError("an .npy member of another version than 1.0")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(head)
+    if dtype.hasobject or fortran_order:
+        raise ValueError(f"an .npy member of type {dtype} with fortran_order={fortran_order}")
+    count = int(np.prod(shape, dtype=np.int64))
+    return np.frombuffer(payload, dtype=dtype, count=count, offset=head.tell()).reshape(shape)
+
+
+def smallest_integer(array: NDArray[Any]) -> np.dtype[Any]:
+    """The smallest integer type that holds every entry of a non-empty whole-number array."""
+    least, most = array.min(), array.max()
+    kind = "u" if least >= 0 else "i"
+    for size in (1, 2, 4, 8):
+        limits = np.iinfo(f"{kind}{size}")
+        if limits.min <= least and most <= limits.max:
+            return np.dtype(f"<{kind}{size}")
+    raise AssertionError(array.dtype)
+
+
+def _encode(name: str, array: NDArray[Any], spec: dict[str, Any], sparse_above: float) -> dict[str, bytes]:
+    kind = array.dtype.kind
+    assert kind in "biuf", (name, array.dtype)
+    if array.nbytes < _SMALL:
+        return {f"{name}.npy": npy(array)}
+    if kind in "iu":
+        array = _steps(array, spec)
+    flat = array.reshape(-1)
+    if flat[:1].tobytes() * flat.size == flat.tobytes():
+        number = flat[0].item()
+        spec["constant"] = number if kind != "f" or np.isfinite(number) else repr(number)
+        return {}
+    if kind == "b":
+        spec["bits"] = True
+        return {f"{name}.npy": npy(np.packbits(flat))}
+    if kind in "iu":
+        return {f"{name}.npy": npy(array.astype(smallest_integer(array)))}
+    present = flat.view(f"<u{array.itemsize}") != 0  # bitwise, so that −0.0 is kept
+    if present.mean() < 1.0 - sparse_above:
+        spec["sparse"] = True
+        return {f"{name}.npy": npy(flat[present]), f"{name}.mask.npy": npy(np.packbits(present))}
+    return {f"{name}.npy": npy(array)}
+
+
+def _decode(name: str, spec: dict[str, Any], members: Mapping[str, Buffer]) -> NDArray[Any]:
+    dtype, shape = np.dtype(spec["dtype"]), tuple(spec["shape"])
+    size = int(np.prod(shape, dtype=np.int64))
+    stored = size - ("delta" in spec)
+    if "constant" in spec:
+        number = spec["constant"]
+        array = np.full(stored, float(number) if isinstance(number, str) else number, dtype=dtype)
+    else:
+        array = from_npy(members[f"{name}.npy"])
+    if "bits" in spec:
+        array = np.unpackbits(array, count=size).view(np.bool_)
+    elif "sparse" in spec:
+        present = np.unpackbits(from_npy(members[f"{name}.mask.npy"]), count=size).view(np.bool_)
+        entries, array = array, np.zeros(size, dtype=dtype)
+        array[present] = entries
+    if array.size != stored:
+        raise ValueError(f"array {name!r} holds {array.size} entries, not {stored}")
+    if "delta" in spec:
+        whole = np.empty(size, dtype=dtype)
+        whole[0] = spec["delta"]
+        np.cumsum(array, dtype=dtype, out=whole[1:])
+        whole[1:] += whole[0]
+        array = whole
+    return array.astype(dtype, copy=False).reshape(shape)
+
+
+def _steps(array: NDArray[Any], spec: dict[str, Any]) -> NDArray[Any]:
+    """The steps of a column of whole numbers where they are smaller than itself; its first entry into ``spec``."""
+    if array.ndim != 1 or array.dtype.itemsize < 4:
+        return array
+    steps = np.diff(array)
+    # Unsigned types wrap around and so do sums over them: the way back gives the same bits.
+    narrow = smallest_integer(steps)
+    if narrow.itemsize >= smallest_integer(array).itemsize and steps.min() != steps.max():
+        return array
+    spec["delta"] = int(array[0])
+    return steps.astype(narrow)

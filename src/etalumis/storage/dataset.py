@@ -1,0 +1,129 @@
+"""Reads datasets: any storage chunk with one positioned read, checked."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from etalumis.execution import TraceBatch
+from etalumis.storage.chunk import chunk_key, decode
+from etalumis.storage.errors import DatasetError
+from etalumis.storage.manifest import ChunkEntry, Manifest, load_addresses, shard_name
+from etalumis.storage.tar import END_OF_ARCHIVE, unpack_span
+
+
+class Dataset:
+    """A finished dataset on disk. Safe to share over threads and forked processes, and to send to spawned ones.
+
+    Args:
+        directory: the folder that ``etalumis simulate`` wrote.
+
+    Raises:
+        DatasetError: there is no dataset, it is unfinished, or files are missing, truncated or foreign.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.manifest = Manifest.load(self.directory)
+        self.addresses = load_addresses(self.directory, self.manifest.addresses_crc32)
+        self._files: dict[int, int] = {}
+        self._check_shards()
+
+    def __len__(self) -> int:
+        """Number of traces."""
+        return self.manifest.traces
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.manifest.origin.model
+
+    @property
+    def chunks(self) -> tuple[ChunkEntry, ...]:
+        """The storage chunks in order."""
+        return self.manifest.chunks
+
+    def read(self, number: int) -> TraceBatch:
+        """Storage chunk ``number`` (from 0).
+
+        Raises:
+            DatasetError: its bytes are not those that were written.
+        """
+        chunk = self.chunks[number]
+        span = self._bytes(chunk)
+        path = self.directory / shard_name(chunk.shard)
+        if zlib.crc32(span) != chunk.crc32:
+            raise DatasetError(
+                f"{path} is damaged: chunk {number} (bytes {chunk.offset} to {chunk.offset + chunk.size}) does not "
+                "have the checksum of the manifest; copy the file again, or simulate the dataset anew"
+            )
+        try:
+            batch = decode(unpack_span(chunk_key(number), span), self.addresses)
+        except (DatasetError, ValueError) as error:
+            raise DatasetError(f"{path}, chunk {number}: {error}") from error
+        if len(batch) != chunk.traces:
+            raise DatasetError(f"{path}, chunk {number}: {len(batch)} traces, the manifest says {chunk.traces}")
+        return batch
+
+    def batches(self) -> Iterator[TraceBatch]:
+        """All chunks in order."""
+        return map(self.read, range(len(self.chunks)))
+
+    def close(self) -> None:
+        """Close the shards; reading opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if "_files" in self.__dict__:
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self.directory)!r}, model={self.name!r}, {len(self)} traces, {len(self.chunks)} chunks)"
+
+    def _bytes(self, chunk: ChunkEntry) -> bytearray:
+        file = self._files.get(chunk.shard)
+        if file is None:
+            path = self.directory / shard_name(chunk.shard)
+            file = self._files[chunk.shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        span = bytearray(chunk.size)
+        view, done = memoryview(span), 0
+        while done < chunk.size:
+            count = os.preadv(file, [view[done:]], chunk.offset + done)
+            if count == 0:
+                break  # truncated since it was opened: the checksum tells
+            done += count
+        return span
+
+    def _check_shards(self) -> None:
+        ends: dict[int, int] = {}
+        for chunk in self.chunks:
+            ends[chunk.shard] = chunk.offset + chunk.size
+        for number, expected in enumerate(self.manifest.shards):
+            path = self.directory / shard_name(number)
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError as error:
+                raise DatasetError(
+                    f"{path} is missing ({len(self.manifest.shards)} shards in all); copy the folder again, or "
+                    "simulate the dataset anew"
+                ) from error
+            if size != expected:
+                raise DatasetError(
+                    f"{path} has {size} bytes, the manifest says {expected}: it is truncated, not yet copied, or of "
+                    "another dataset; copy it again, or simulate the dataset anew"
+                )
+            if ends.get(number, 0) + len(END_OF_ARCHIVE) != expected:
+                raise DatasetError(f"{path} and the list of chunks in the manifest do not belong together")

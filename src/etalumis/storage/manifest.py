@@ -1,0 +1,179 @@
+"""What a dataset says about itself: ``manifest.json`` beside its shards and ``addresses.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from etalumis.execution import AddressBook
+from etalumis.storage.errors import DatasetError
+
+FORMAT = "etalumis-traces"
+VERSION = 1
+MANIFEST = "manifest.json"
+ADDRESSES = "addresses.json"
+JOURNAL = "unfinished.jsonl"
+
+
+def shard_name(number: int) -> str:
+    """The file name of a shard."""
+    return f"shard-{number:06d}.tar"
+
+
+@dataclass(frozen=True)
+class ChunkEntry:
+    """Where a storage chunk lies and what it holds.
+
+    Attributes:
+        shard, offset, size: its bytes: ``size`` of them from ``offset`` on in that shard.
+        crc32: their checksum.
+        first: index of its first trace.
+        traces, draws, controlled: counts; ``controlled`` of draws that a network may propose.
+        types: number of trace types.
+        shortest, longest: draws of its shortest and longest trace.
+    """
+
+    shard: int
+    offset: int
+    size: int
+    crc32: int
+    first: int
+    traces: int
+    draws: int
+    controlled: int
+    types: int
+    shortest: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a dataset was made from; equal origins give equal datasets, byte for byte.
+
+    Attributes:
+        model: the model's name.
+        seed: of its random numbers.
+        num_traces, chunk_size: how many traces, and how many to a storage chunk.
+        simulator: the configuration that the model was built from, as plain JSON.
+        encoding: how chunks are stored.
+    """
+
+    model: str
+    seed: int = 0
+    num_traces: int | None = None
+    chunk_size: int | None = None
+    simulator: Mapping[str, Any] = field(default_factory=dict)
+    encoding: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished dataset.
+
+    Attributes:
+        origin: what it was made from.
+        traces, draws, controlled, trace_types: counts over all chunks.
+        shortest, longest: draws of the shortest and longest trace.
+        observes: name to ``{"family": str, "shape": [int, …]}`` of everything observed.
+        shards: bytes of each shard.
+        chunks: the storage chunks in order.
+        addresses_crc32: checksum of the address dictionary that the chunks' ids refer to.
+    """
+
+    origin: Origin
+    traces: int
+    draws: int
+    controlled: int
+    trace_types: int
+    shortest: int
+    longest: int
+    observes: Mapping[str, Mapping[str, Any]]
+    shards: tuple[int, ...]
+    chunks: tuple[ChunkEntry, ...]
+    addresses_crc32: int
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(self.shards)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain containers."""
+        columns = {name: [getattr(chunk, name) for chunk in self.chunks] for name in ChunkEntry.__annotations__}
+        return {"format": FORMAT, "version": VERSION, **asdict(self), "chunks": columns}
+
+    @classmethod
+    def load(cls, directory: Path) -> Manifest:
+        """Read the manifest of a finished dataset.
+
+        Raises:
+            DatasetError: there is none, the dataset is unfinished, or the file is not one of ours.
+        """
+        path = directory / MANIFEST
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DatasetError(_absent(directory)) from error
+        except ValueError as error:
+            raise DatasetError(f"{path} is not JSON ({error}); simulate the dataset anew") from error
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise DatasetError(f"{path} is not the manifest of an etalumis dataset; is {directory} the right folder?")
+        if document["version"] != VERSION:
+            raise DatasetError(
+                f"{path} has format version {document['version']}, this etalumis reads version {VERSION}; "
+                "install the etalumis that wrote it, or simulate the dataset anew"
+            )
+        try:
+            columns = document.pop("chunks")
+            names = list(ChunkEntry.__annotations__)
+            rows = zip(*(columns[name] for name in names), strict=True)
+            fields = {name: document[name] for name in cls.__annotations__ if name in document}
+            fields["origin"] = Origin(**document["origin"])
+            fields["shards"] = tuple(document["shards"])
+            return cls(**fields, chunks=tuple(ChunkEntry(*row) for row in rows))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(f"{path} is damaged ({error}); simulate the dataset anew") from error
+
+
+def load_addresses(directory: Path, crc32: int) -> AddressBook:
+    """The address dictionary of a dataset, checked against the manifest's checksum."""
+    path = directory / ADDRESSES
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing; copy the whole folder again, or simulate the dataset anew") from error
+    if zlib.crc32(content) != crc32:
+        raise DatasetError(
+            f"{path} does not belong to the manifest beside it (checksum differs): one of them is damaged or "
+            "comes from another dataset; copy the whole folder again, or simulate the dataset anew"
+        )
+    return AddressBook.from_json(json.loads(content))
+
+
+def to_bytes(document: Any) -> bytes:
+    """A JSON document as it is written to disk."""
+    return (json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is either absent (or as it was) or complete, whatever happens."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _absent(directory: Path) -> str:
+    if (directory / JOURNAL).exists():
+        return (
+            f"{directory} holds an unfinished dataset: run the same simulate command again, it goes on where it stopped"
+        )
+    what = "does not exist" if not directory.is_dir() else f"holds no dataset (no {MANIFEST})"
+    return f"{directory} {what}; make one with: etalumis simulate simulator=tau num_traces=10000 output={directory}"
