@@ -118,6 +118,7 @@ class ShardWriter:
     def close(self) -> Manifest:
         """Finish the dataset: from here on it is complete."""
         if not self.chunks:
+            self.suspend()
             raise DatasetError(f"no traces were written to {self.directory}: a dataset needs at least one")
         self._close_shard()
         addresses = to_bytes(self.addresses.to_json())
