@@ -106,7 +106,7 @@ def fibonacci(n: int) -> int:
 def branching_posterior(observed: int) -> Array:
     """P(r | obs0 = observed) for r = 0, 1, …, by enumeration."""
     joint = _branching_joint(observed)
-    return joint / joint.sum()
+    return np.asarray(joint / joint.sum())
 
 
 def branching_log_evidence(observed: int) -> float:
@@ -122,7 +122,7 @@ def _branching_joint(observed: int) -> Array:
         for r in range(BRANCHING_THRESHOLD + 1)
     ]
     likelihood += [_poisson(observed, BRANCHING_CONSTANT)] * (_MANY - len(likelihood))
-    return prior * np.array(likelihood)
+    return np.asarray(prior * np.array(likelihood))
 
 
 def _poisson(count: int, rate: float) -> float:
@@ -185,7 +185,7 @@ class HiddenMarkov:
             message = self.transition @ (likelihood[step + 1] * backward[step + 1])
             backward[step] = message / message.sum()
         smoothed = forward * backward
-        return smoothed / smoothed.sum(axis=1, keepdims=True)
+        return np.asarray(smoothed / smoothed.sum(axis=1, keepdims=True))
 
     def log_evidence(self, observations: Sequence[float]) -> float:
         """Log density of all observations with the states summed out."""
