@@ -311,10 +311,15 @@ def test_tags_of_known_channels(tau: Tau) -> None:
 
 
 def test_image_holds_the_visible_energy(prior: tuple[Model, list[Trace]]) -> None:
+    """Up to what leaks out at the back and the sides, and what muons carry away."""
+    ratios = []
     for trace in prior[1]:
-        if trace["visible_energy"] > 10.0 and CHANNELS[int(trace.result)].label != "mu":
-            seen = trace.observes[0].distribution.mean.sum()
-            assert 0.6 * trace["visible_energy"] < seen < 1.001 * trace["visible_energy"]
+        seen = trace.observes[0].distribution.mean.sum()
+        assert seen < 1.001 * trace["visible_energy"]
+        if trace["visible_energy"] > 20.0 and CHANNELS[int(trace.result)].label != "mu":
+            ratios.append(seen / trace["visible_energy"])
+    assert np.median(ratios) > 0.85
+    assert min(ratios) > 0.5
 
 
 def test_same_seed_same_event(prior: tuple[Model, list[Trace]]) -> None:

@@ -66,10 +66,10 @@ def gaussian_posterior(obs0: float, obs1: float) -> tuple[float, float]:
 def gaussian_log_evidence(obs0: float, obs1: float) -> float:
     """Log density of both observations with ``mu`` integrated out."""
     # Their half sum and half difference are independent.
-    centre = _log_normal(
-        0.5 * (obs0 + obs1), PRIOR_MEAN, math.hypot(PRIOR_STDDEV, LIKELIHOOD_STDDEV / math.sqrt(2.0))
-    )
-    return centre + _log_normal(0.5 * (obs0 - obs1), 0.0, LIKELIHOOD_STDDEV / math.sqrt(2.0)) - math.log(2.0)
+    noise = LIKELIHOOD_STDDEV / math.sqrt(2.0)
+    half_sum = _log_normal(0.5 * (obs0 + obs1), PRIOR_MEAN, math.hypot(PRIOR_STDDEV, noise))
+    half_difference = _log_normal(0.5 * (obs0 - obs1), 0.0, noise)
+    return half_sum + half_difference - math.log(2.0)
 
 
 def _log_normal(x: float, mean: float, stddev: float) -> float:

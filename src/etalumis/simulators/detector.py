@@ -55,9 +55,7 @@ def _response(pdg_id: int) -> _Response:
         return _RESPONSES[code]
     if code > _FIRST_HADRON:
         return _HADRON
-    raise ValueError(
-        f"no response to PDG code {pdg_id}: the detector takes e, μ, photons, hadrons and neutrinos"
-    )
+    raise ValueError(f"no response to PDG code {pdg_id}: the detector takes e, μ, photons, hadrons and neutrinos")
 
 
 def scaled_noise(noise: float, from_shape: Sequence[int], to_shape: Sequence[int]) -> float:

@@ -80,8 +80,7 @@ class _Decay:
         bodies = range(len(products), 1, -1)
         # A step that turns only neutrinos moves nothing visible.
         self.steps = [
-            _Step(masses[k - 1], f"{path}/cos{k}", f"{path}/phi{k}", control and any(visible[:k]))
-            for k in bodies
+            _Step(masses[k - 1], f"{path}/cos{k}", f"{path}/phi{k}", control and any(visible[:k])) for k in bodies
         ]
         self.ladder = MassLadder(parent, masses, resonances) if len(products) > 2 else None
         self.mass_addresses = [f"{path}/mass{k}" for k in bodies[1:]]
