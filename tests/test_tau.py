@@ -332,7 +332,7 @@ def test_same_seed_same_event(prior: tuple[Model, list[Trace]]) -> None:
 def test_controlled_draws(prior: tuple[Model, list[Trace]]) -> None:
     """Controlled up to the 4th pass, except what turns only neutrinos."""
     model, traces = prior
-    neutrino_pairs = {f"tau/{lepton}/{angle}2" for lepton in ("e", "mu") for angle in ("cos", "phi")}
+    neutrino_pairs = {f"tau; {lepton}; {angle}2" for lepton in ("e", "mu") for angle in ("cos", "phi")}
     late = 0
     for trace in traces:
         for address, controlled in zip(trace.addresses, trace.controlled, strict=True):

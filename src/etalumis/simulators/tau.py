@@ -4,6 +4,9 @@ Draws in order: the three momentum components, the decay channel, then for each 
 a rejection loop, :mod:`etalumis.simulators.phase_space`) and two angles per two-body step, on axes parallel
 to the lab's. Length and type of a trace follow the channel and the passes of its loops. Products decay by
 phase space times the resonances of :data:`CHANNELS`; spins, matrix elements and lifetimes are not simulated.
+
+Addresses are explicit and spell the chain of decays like a call stack, "tau; pi_2pi0; pi0.1; cos2": what one draw
+means differs by channel, while frames that channels share let a network start a rare one near its relatives.
 """
 
 from __future__ import annotations
@@ -80,13 +83,13 @@ class _Decay:
         bodies = range(len(products), 1, -1)
         # A step that turns only neutrinos moves nothing visible.
         self.steps = [
-            _Step(masses[k - 1], f"{path}/cos{k}", f"{path}/phi{k}", control and any(visible[:k])) for k in bodies
+            _Step(masses[k - 1], f"{path}; cos{k}", f"{path}; phi{k}", control and any(visible[:k])) for k in bodies
         ]
         self.ladder = MassLadder(parent, masses, resonances) if len(products) > 2 else None
-        self.mass_addresses = [f"{path}/mass{k}" for k in bodies[1:]]
-        self.accept_address = f"{path}/accept"
+        self.mass_addresses = [f"{path}; mass{k}" for k in bodies[1:]]
+        self.accept_address = f"{path}; accept"
         self.control = control
-        self.products = [_Product(name, f"{path}/{name}.{i}", control) for i, name in enumerate(products)]
+        self.products = [_Product(name, f"{path}; {name}.{i}", control) for i, name in enumerate(products)]
 
     def invariant_masses(self) -> list[float]:
         """Masses of the inner systems, from the outermost inwards: a rejection loop over masses only."""
@@ -128,10 +131,10 @@ class _Product:
         self.ranked = name in RANKED
         self.follows = name not in ("K0", "Kbar0")  # whose products are not ranked again
         self.control = control
-        self.mode_address = f"{path}/mode"
+        self.mode_address = f"{path}; mode"
         self.modes = Categorical([mode.ratio for mode in particle.modes]) if len(particle.modes) > 1 else None
         self.decays = [
-            _Decay(particle.mass, mode.products, {}, f"{path}/{i}" if self.modes else path, control)
+            _Decay(particle.mass, mode.products, {}, f"{path}; {i}" if self.modes else path, control)
             for i, mode in enumerate(particle.modes)
         ]
 
@@ -181,17 +184,17 @@ class Tau:
                 self.mass,
                 channel.products,
                 dict(channel.resonances),
-                f"tau/{channel.label.replace(' ', '_')}",
+                f"tau; {channel.label.replace(' ', '_')}",
                 control == "visible",
             )
             for channel in CHANNELS
         ]
 
     def __call__(self) -> float:
-        px = sample(self.px, "px", True, "tau/px")
-        py = sample(self.py, "py", True, "tau/py")
-        pz = sample(self.pz, "pz", True, "tau/pz")
-        channel = sample(self.channel, "decay_channel", True, "tau/decay_channel")
+        px = sample(self.px, "px", True, "tau; px")
+        py = sample(self.py, "py", True, "tau; py")
+        pz = sample(self.pz, "pz", True, "tau; pz")
+        channel = sample(self.channel, "decay_channel", True, "tau; decay_channel")
         energy = math.sqrt(px * px + py * py + pz * pz + self.mass * self.mass)
         event = self.decay(channel, (px, py, pz, energy))
         voxels = self.detector.deposit(event.pdg_ids, event.momenta)
