@@ -1,0 +1,112 @@
+"""``etalumis report``: from saved posteriors to a figure and tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from etalumis.inference.posterior import Posterior
+from etalumis.report.event import Event
+from etalumis.report.samples import Sample
+from etalumis.report.summary import Summary, summarise
+from etalumis.report.tables import as_json, as_markdown, grids
+
+TITLE = "Posterior of one event"
+_MOST_PANELS = 12
+_TAU_VARIABLES = ("px", "py", "pz", "missing_et", "energy_1", "energy_2", "decay_channel")
+
+
+def write_report(
+    samples: Sequence[Sample],
+    folder: str | Path,
+    event: Event | None = None,
+    prior: Sample | None = None,
+    variables: Sequence[str] = (),
+    title: str = TITLE,
+) -> Summary:
+    """Write ``posterior.png``, ``.svg``, ``.pdf``, ``report.md`` and ``report.json`` and return the numbers.
+
+    Args:
+        samples: posteriors of one event; every other is compared with the first.
+        folder: made where it does not exist.
+        event: for true values and names of categories.
+        prior: for the grey background and the ratio of standard deviations.
+        variables: what to show; by default the variables of a τ decay, or else the first twelve that stand for one
+            number in every posterior.
+        title: a line on top of the figure and of the document.
+
+    Raises:
+        ValueError: no variable is shared by all posteriors, or a requested one is missing.
+    """
+    from etalumis.report import figure
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = choose_variables(samples, variables)
+    truth, labels = (event.truth, event.labels) if event is not None else ({}, {})
+    drawn = figure.draw(samples, chosen, prior, truth, labels, title)
+    figure.save(drawn, folder)
+    summary = summarise(samples, chosen, prior)
+    (folder / "report.md").write_text(as_markdown(title, grids(summary)), encoding="utf-8")
+    (folder / "report.json").write_text(as_json(summary), encoding="utf-8")
+    return summary
+
+
+def choose_variables(samples: Sequence[Sample], wanted: Sequence[str] = ()) -> list[str]:
+    """The variables to report, in order."""
+    if not samples:
+        raise ValueError("a report needs posteriors: posteriors=[folder, …]")
+    shared = [name for name in samples[0].values if all(name in s.values for s in samples)]
+    missing = [name for name in wanted if name not in shared]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)}: not one number in every trace of every posterior; those that are: {shared}"
+        )
+    if not shared:
+        raise ValueError(
+            "the posteriors share no named draw or tag that is one number in every trace; "
+            "name what you want to see in the simulator: sample(..., name=...) or tag(value, name=...)"
+        )
+    if wanted:
+        return list(wanted)
+    if set(_TAU_VARIABLES) <= set(shared):
+        return list(_TAU_VARIABLES)
+    return shared[:_MOST_PANELS]
+
+
+def load_samples(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[Sample]:
+    """Posteriors from their folders, called ``names``, or by their engine where that tells them apart."""
+    posteriors = [Posterior.load(folder) for folder in folders]
+    if names and len(names) != len(posteriors):
+        raise ValueError(f"{len(names)} labels for {len(posteriors)} posteriors: give one each, or none")
+    engines = [str(p.info.get("engine", Path(f).name)) for p, f in zip(posteriors, folders, strict=True)]
+    times = Counter(engines)
+    own = [e if times[e] == 1 else Path(f).name for e, f in zip(engines, folders, strict=True)]
+    return [Sample.of(p, label) for p, label in zip(posteriors, names or own, strict=True)]
+
+
+def run(config: Mapping[str, Any]) -> Summary:
+    """The command ``etalumis report``; its settings are explained in ``conf/report.yaml``."""
+    samples = load_samples(config["posteriors"], config.get("labels") or ())
+    truth, prior = config.get("truth"), config.get("prior")
+    summary = write_report(
+        samples,
+        config["output"],
+        event=Event.load(truth) if truth else None,
+        prior=Sample.of(Posterior.load(prior), "prior") if prior else None,
+        variables=config.get("variables") or (),
+        title=config.get("title") or TITLE,
+    )
+    show(summary)
+    return summary
+
+
+def show(summary: Summary, console: Console | None = None) -> None:
+    """Print every table."""
+    console = console or Console()
+    for grid in grids(summary):
+        console.print(grid.rich())

@@ -1,0 +1,94 @@
+"""What a report reads of a posterior: scalar variables, weights or chains, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etalumis.inference import diagnostics
+from etalumis.inference.posterior import Posterior
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """N weighted draws of scalar variables.
+
+    Attributes:
+        label: how the report calls it.
+        values: variable name → values, each shape (N,); integer arrays are categories or counts.
+        log_weights: shape (N,); zeros for chains.
+        chain: the chain of each draw, int (N,); None for importance samples.
+        info: how it was made: "engine", "wall_time_s", "executions", where known.
+        num_dropped: further draws whose weight is zero.
+    """
+
+    label: str
+    values: Mapping[str, NDArray[Any]]
+    log_weights: Array
+    chain: NDArray[np.int64] | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    num_dropped: int = 0
+
+    @classmethod
+    def of(cls, posterior: Posterior, label: str, names: Sequence[str] | None = None) -> Sample:
+        """The scalar variables of a posterior (or those of ``names`` that it has)."""
+        numbers = [name for name in posterior.numbers if names is None or name in names]
+        return cls(
+            label=label,
+            values={name: posterior.values(name) for name in numbers},
+            log_weights=posterior.log_weights,
+            chain=posterior.chains if posterior.markov else None,
+            info=posterior.info,
+            num_dropped=posterior.num_dropped,
+        )
+
+    def __len__(self) -> int:
+        return len(self.log_weights)
+
+    @cached_property
+    def weights(self) -> Array:
+        """Weights that sum to one, shape (N,)."""
+        return diagnostics.normalise(self.log_weights)
+
+    @cached_property
+    def size(self) -> float:
+        """How many independent draws it is worth: the weights' ESS; for chains the number of draws, an upper bound."""
+        return diagnostics.ess_weights(self.log_weights)
+
+    def is_discrete(self, name: str) -> bool:
+        return bool(np.issubdtype(self.values[name].dtype, np.integer))
+
+    def mean(self, name: str) -> float:
+        return float(self.weights @ self.values[name])
+
+    def std(self, name: str) -> float:
+        """Weighted standard deviation (of the distribution that the weights define)."""
+        centred = self.values[name] - self.mean(name)
+        return float(np.sqrt(self.weights @ np.square(centred)))
+
+    def quantiles(self, name: str, levels: Array) -> Array:
+        """Weighted quantiles: the smallest values whose cumulative weight reaches the levels."""
+        order = np.argsort(self.values[name], kind="stable")
+        cumulative = np.cumsum(self.weights[order])
+        places = np.searchsorted(cumulative, np.asarray(levels) * cumulative[-1])
+        return self.values[name][order][np.minimum(places, len(order) - 1)].astype(np.float64)
+
+    def probabilities(self, name: str) -> dict[int, float]:
+        """The probability of each value of a discrete variable that occurs."""
+        found, inverse = np.unique(self.values[name], return_inverse=True)
+        masses = np.bincount(inverse, weights=self.weights)
+        return dict(zip(found.tolist(), masses.tolist(), strict=True))
+
+    def chains(self, name: str) -> Array:
+        """A variable's draws by chain, shape (chains, draws); chains of different length are cut to the shortest."""
+        assert self.chain is not None, "only Markov chains have chains"
+        rows = [self.values[name][self.chain == c] for c in np.unique(self.chain)]
+        shortest = min(map(len, rows))
+        return np.stack([row[:shortest] for row in rows]).astype(np.float64)
