@@ -1,8 +1,8 @@
 """What a distribution family is: one class that knows everything said about the family anywhere.
 
-A family states its parameters in wire order, draws from a :class:`Stream` by one algorithm that every language
-front end shares, scores values, names a random-walk kernel on its support, and says in which coordinates a
-neural proposal looks at it. Nothing else in the package asks which family it has before it.
+A family states its parameters in wire order, draws from a :class:`Stream` by one algorithm that every
+language front end shares, scores values, names a random-walk kernel on its support, and says in which
+coordinates a neural proposal looks at it. Nothing else in the package asks which family it has before it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from etalumis.distributions.stream import Stream
+from etalumis.distributions.stream import Stream, Uniforms
 
 Array = NDArray[np.float64]
 Parameter = float | Array
@@ -23,9 +23,9 @@ Value = float | int | NDArray[Any]
 
 
 class Coordinates(NamedTuple):
-    """Where a proposal looks at a family: z = (t − loc) / scale with t = x, or log x where ``log`` is set.
+    """Where a proposal looks at a family: z = (t − loc) / scale with t = x, or log x where ``log_space``.
 
-    All are arrays of shape (n,), one entry per distribution; ``low`` and ``high`` bound z and may be infinite.
+    All are arrays of shape (n,), one entry per distribution; ``low`` and ``high`` bound z, may be infinite.
     ``loc`` and ``scale`` are the location and spread of t under the prior, so that z is of order one.
     """
 
@@ -38,11 +38,14 @@ class Coordinates(NamedTuple):
 class Distribution(ABC):
     """A distribution of a family; parameters are scalars, or arrays that broadcast to ``shape``.
 
+    Parameters are attributes under their names. Families declare them as ``float``, which is what scalar code
+    computes with; where ``shape`` is not () they may be float64 arrays.
+
     Class attributes:
         family: the family's name, part of every address.
         code: its number on the wire (PPX union tag) and in stored tables.
         parameter_names: in wire order.
-        parameter_axes: trailing axes that a parameter has beyond ``shape`` (1 where it is a vector of weights).
+        parameter_axes: trailing axes of a parameter beyond ``shape`` (1 where it is a vector of weights).
         discrete: values are integers.
         proposal: how a neural proposal answers it: ``"mixture"`` (of truncated normals in ``coordinates``),
             ``"count"`` (the same, integrated over unit cells), or ``"categorical"``.
@@ -61,16 +64,16 @@ class Distribution(ABC):
 
     shape: tuple[int, ...]
 
-    # --- parameters -------------------------------------------------------------------------------------------
+    # --- parameters -----------------------------------------------------------------------------------------
 
-    def parameters(self) -> tuple[Parameter, ...]:
-        """The parameters in wire order, as given (floats or arrays)."""
-        return tuple(getattr(self, name) for name in self.parameter_names)
+    def parameters(self) -> tuple[Any, ...]:
+        """The parameters in wire order, as given: floats, or float64 arrays."""
+        return tuple([getattr(self, name) for name in self.parameter_names])
 
     def pack(self) -> tuple[float, ...]:
         """The parameters as flat numbers: each broadcast to ``shape``, row-major, one after the other."""
         if not self.shape:
-            return cast("tuple[float, ...]", self.parameters())
+            return self.parameters()
         flat: list[float] = []
         for parameter in self.parameters():
             flat.extend(np.broadcast_to(parameter, self.shape).ravel().tolist())
@@ -84,20 +87,20 @@ class Distribution(ABC):
         columns = np.asarray(packed, dtype=np.float64).reshape(len(cls.parameter_names), *shape)
         return cls(*columns)
 
-    # --- sampling and scoring ---------------------------------------------------------------------------------
+    # --- sampling and scoring -------------------------------------------------------------------------------
 
     @abstractmethod
-    def draw_scalar(self, stream: Stream) -> float:
+    def draw_scalar(self, stream: Uniforms) -> float:
         """One value of a scalar distribution: the family's shared algorithm, from ``stream.uniform()``."""
 
     def draw(self, stream: Stream) -> Value:
-        """A value of shape ``shape`` (a float or int where that is ()) from the selected statement's numbers."""
+        """A value of shape ``shape`` (a float or int for ()) from the selected statement's numbers."""
         if not self.shape:
             return self.draw_scalar(stream)
         return self.draw_array(stream)
 
     def draw_array(self, stream: Stream) -> NDArray[Any]:
-        """Element by element; families with a fixed number of uniforms override this with a vectorised form."""
+        """Element by element; families with a fixed number of uniforms have a vectorised form instead."""
         count = math.prod(self.shape)
         columns = [np.broadcast_to(p, self.shape).ravel().tolist() for p in self.parameters()]
         family = type(self)
@@ -120,11 +123,11 @@ class Distribution(ABC):
         """The array path of :meth:`log_prob`."""
         return float(np.sum(self.log_density(np.broadcast_to(value, self.shape), *self.parameters())))
 
-    # --- what engines need ------------------------------------------------------------------------------------
+    # --- what engines need ----------------------------------------------------------------------------------
 
     def cast(self, number: float) -> float | int:
-        """A stored number as a value of this family: integers for discrete families."""
-        return int(number) if self.discrete else number
+        """A stored number as a value of this family: whole numbers become int for discrete families."""
+        return int(number) if self.discrete and number % 1 == 0 else number
 
     @abstractmethod
     def random_walk(self, value: Any, step: float) -> Distribution:
@@ -137,16 +140,17 @@ class Distribution(ABC):
     @classmethod
     @abstractmethod
     def coordinates(cls, *parameters: Array) -> Coordinates:
-        """Proposal coordinates of n scalar distributions; ``parameters`` are arrays of shape (n,)."""
+        """Proposal coordinates of n scalar distributions; ``parameters`` are the columns of their packed
+        form, arrays of shape (n,)."""
 
-    # --- plain Python -----------------------------------------------------------------------------------------
+    # --- plain Python ---------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{n}={p!r}" for n, p in zip(self.parameter_names, self.parameters(), strict=True))
+        arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.parameter_names)
         return f"{self.family}({arguments})"
 
     def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
+        if not isinstance(other, type(self)):
             return NotImplemented
         return self.shape == other.shape and self.pack() == other.pack()
 
@@ -154,7 +158,21 @@ class Distribution(ABC):
         return hash((self.code, self.shape, self.pack()))
 
 
-def as_parameter(value: Any, name: str) -> Parameter:
+class Continuous(Distribution):
+    """A family with a density on an interval; its scalar distributions can be components of a Mixture."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def moments(self) -> tuple[float, float]:
+        """Mean and standard deviation of a scalar distribution, finite."""
+
+    @abstractmethod
+    def support(self) -> tuple[float, float]:
+        """The interval of a scalar distribution's values; bounds may be infinite."""
+
+
+def as_parameter(value: Any, name: str) -> Any:
     """A parameter as a float, or as a float64 array where it has dimensions."""
     if isinstance(value, (int, float)):
         return float(value)
@@ -162,17 +180,34 @@ def as_parameter(value: Any, name: str) -> Parameter:
     if array.ndim == 0:
         return float(array)
     if array.size == 0:
-        raise ValueError(f"parameter {name} is an empty array")
+        raise ValueError(f"parameter {name} is an empty array; give at least one element")
     return array
 
 
 def common_shape(*parameters: Parameter) -> tuple[int, ...]:
     """The shape that parameters broadcast to."""
+    if all(type(p) is float for p in parameters):
+        return ()
     return np.broadcast_shapes(*(np.shape(p) for p in parameters))
 
 
-def require(condition: Any, family: str, requirement: str, **parameters: Parameter) -> None:
+def require(condition: Any, family: str, requirement: str, **parameters: Any) -> None:
     """Raise a ValueError that names the family, what it requires and the parameters it got."""
-    if not np.all(condition):
+    if condition is not True and not np.all(condition):
         got = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
         raise ValueError(f"{family} needs {requirement}; got {got}")
+
+
+def as_arrays(*values: ArrayLike) -> tuple[Array, ...]:
+    """Values and parameters as float64 arrays."""
+    return tuple([np.asarray(value, dtype=np.float64) for value in values])
+
+
+def on_support(x: Array, inside: NDArray[np.bool_], log_density: ArrayLike) -> Array:
+    """``log_density`` where ``inside``, −inf elsewhere, NaN where ``x`` is."""
+    return np.where(np.isnan(x), np.nan, np.where(inside, log_density, -np.inf))
+
+
+def whole(x: Array) -> NDArray[np.bool_]:
+    """Where ``x`` is a whole number."""
+    return np.asarray((np.floor(x) == x) & np.isfinite(x))

@@ -12,15 +12,21 @@ from etalumis.distributions.base import (
     Array,
     Coordinates,
     Distribution,
-    Parameter,
+    as_arrays,
     as_parameter,
+    on_support,
     require,
 )
-from etalumis.distributions.stream import Stream
+from etalumis.distributions.stream import Stream, Uniforms
+
+_INF = math.inf
 
 
 class Bernoulli(Distribution):
-    """Bernoulli distribution: values are the integers 0 and 1."""
+    """Bernoulli distribution: values are the integers 0 and 1.
+
+    Sampling: 1 if u < probs, one uniform.
+    """
 
     __slots__ = ("probs",)
     family = "Bernoulli"
@@ -29,50 +35,51 @@ class Bernoulli(Distribution):
     discrete = True
     proposal = "categorical"
 
-    probs: Parameter
+    probs: float
 
     def __init__(self, probs: Any) -> None:
         if type(probs) is float and 0.0 <= probs <= 1.0:
             self.probs, self.shape = probs, ()
             return
-        self.probs = as_parameter(probs, "probs")
-        inside = np.greater_equal(self.probs, 0.0) & np.less_equal(self.probs, 1.0)
-        require(inside, "Bernoulli", "0 ≤ probs ≤ 1", probs=self.probs)
-        self.shape = np.shape(self.probs)
+        self.probs = probs = as_parameter(probs, "probs")
+        require((probs >= 0.0) & (probs <= 1.0), "Bernoulli", "0 ≤ probs ≤ 1", probs=probs)
+        self.shape = np.shape(probs)
 
-    def draw_scalar(self, stream: Stream) -> int:
+    def draw_scalar(self, stream: Uniforms) -> int:
         return 1 if stream.uniform() < self.probs else 0
 
     def draw_array(self, stream: Stream) -> NDArray[np.int64]:
         u = stream.elements(math.prod(self.shape))[:, 0].reshape(self.shape)
-        return (u < self.probs).astype(np.int64)
+        return np.asarray(u < self.probs, dtype=np.int64)
 
     def log_prob(self, value: Any) -> float:
         if self.shape:
             return self.sum_log_density(value)
         p = self.probs
         if value == 1:
-            return math.log(p) if p > 0.0 else -math.inf  # type: ignore[arg-type]
+            return math.log(p) if p > 0.0 else -_INF
         if value == 0:
-            return math.log1p(-p) if p < 1.0 else -math.inf  # type: ignore[arg-type]
-        return math.nan if value != value else -math.inf
+            return math.log1p(-p) if p < 1.0 else -_INF
+        return math.nan if value != value else -_INF
 
     @classmethod
     def log_density(cls, value: ArrayLike, *parameters: ArrayLike) -> Array:
-        x, p = np.asarray(value), np.asarray(parameters[0])
+        x, p = as_arrays(value, *parameters)
         with np.errstate(divide="ignore"):
-            inside = np.where(x == 1, np.log(p), np.where(x == 0, np.log1p(-p), -np.inf))
-        return np.where(np.isnan(x), np.nan, inside)
+            density = np.where(x == 1.0, np.log(p), np.log1p(-p))
+        return on_support(x, (x == 0.0) | (x == 1.0), density)
 
     def random_walk(self, value: Any, step: float) -> Distribution:
         """The other value with certainty; where ``probs`` is 0 or 1, the only value that is possible."""
-        flip = np.where(np.asarray(value) == 1, 0.0, 1.0)
-        certain = (np.asarray(self.probs) == 0.0) | (np.asarray(self.probs) == 1.0)
-        return Bernoulli(np.where(certain, self.probs, flip))
+        if not self.shape:
+            return Bernoulli(0.0 if value == 1 else 1.0) if 0.0 < self.probs < 1.0 else self
+        (p,) = as_arrays(self.probs)
+        return Bernoulli(np.where((p > 0.0) & (p < 1.0), np.asarray(value) != 1, p))
 
     def inflated(self, factor: float) -> Distribution:
-        p, q = np.asarray(self.probs) ** (1.0 / factor), (1.0 - np.asarray(self.probs)) ** (1.0 / factor)
-        return Bernoulli(p / (p + q))
+        """Both probabilities to the power 1/factor, normalised."""
+        one, zero = self.probs ** (1.0 / factor), (1.0 - self.probs) ** (1.0 / factor)
+        return Bernoulli(one / (one + zero))
 
     @classmethod
     def categories(cls, *packed: float) -> int:

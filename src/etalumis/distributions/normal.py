@@ -10,72 +10,91 @@ from numpy.typing import ArrayLike, NDArray
 
 from etalumis.distributions.base import (
     Array,
+    Continuous,
     Coordinates,
     Distribution,
-    Parameter,
+    as_arrays,
     as_parameter,
     common_shape,
     require,
 )
-from etalumis.distributions.stream import Stream
+from etalumis.distributions.special import LOG_SQRT_2PI
+from etalumis.distributions.stream import Stream, Uniforms
 
-LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+_INF = math.inf
 _TWO_PI = 2.0 * math.pi
 
 
-def standard_normal(stream: Stream) -> float:
-    """One standard normal number from two uniforms (Box and Muller 1958)."""
+def standard_normal(stream: Uniforms) -> float:
+    """One standard normal number from two uniforms: √(−2 log u₁) cos(2π u₂) (Box and Muller 1958)."""
     radius = math.sqrt(-2.0 * math.log(stream.uniform()))
     return radius * math.cos(_TWO_PI * stream.uniform())
 
 
-class Normal(Distribution):
-    """Normal distribution with given mean and standard deviation."""
+def standard_normals(stream: Stream, shape: tuple[int, ...]) -> Array:
+    """The same for every element of an array statement."""
+    u = stream.elements(math.prod(shape))
+    return np.asarray(np.sqrt(-2.0 * np.log(u[:, 0])) * np.cos(_TWO_PI * u[:, 1])).reshape(shape)
+
+
+class Normal(Continuous):
+    """Normal distribution with given mean and standard deviation.
+
+    Sampling: mean + stddev · z with z by Box and Muller's transform, two uniforms.
+    """
 
     __slots__ = ("mean", "stddev")
     family = "Normal"
     code = 1
     parameter_names = ("mean", "stddev")
 
-    mean: Parameter
-    stddev: Parameter
+    mean: float
+    stddev: float
 
     def __init__(self, mean: Any, stddev: Any) -> None:
-        if type(mean) is float and type(stddev) is float and stddev > 0.0:
+        if type(mean) is float and type(stddev) is float and -_INF < mean < _INF and 0.0 < stddev < _INF:
             self.mean, self.stddev, self.shape = mean, stddev, ()
             return
-        self.mean, self.stddev = as_parameter(mean, "mean"), as_parameter(stddev, "stddev")
-        require(np.greater(self.stddev, 0.0), "Normal", "stddev > 0", mean=self.mean, stddev=self.stddev)
-        self.shape = common_shape(self.mean, self.stddev)
+        self.mean, self.stddev = mean, stddev = as_parameter(mean, "mean"), as_parameter(stddev, "stddev")
+        valid = (abs(mean) < _INF) & (stddev > 0.0) & (stddev < _INF)
+        require(valid, "Normal", "a finite mean and a finite stddev > 0", mean=mean, stddev=stddev)
+        self.shape = common_shape(mean, stddev)
 
-    def draw_scalar(self, stream: Stream) -> float:
-        return self.mean + self.stddev * standard_normal(stream)  # type: ignore[return-value]
+    def draw_scalar(self, stream: Uniforms) -> float:
+        return self.mean + self.stddev * standard_normal(stream)
 
     def draw_array(self, stream: Stream) -> NDArray[np.float64]:
-        u = stream.elements(math.prod(self.shape))
-        z = np.sqrt(-2.0 * np.log(u[:, 0])) * np.cos(_TWO_PI * u[:, 1])
-        return self.mean + self.stddev * z.reshape(self.shape)
+        return np.asarray(self.mean + self.stddev * standard_normals(stream, self.shape))
 
     def log_prob(self, value: Any) -> float:
         if self.shape:
             return self.sum_log_density(value)
-        z = (value - self.mean) / self.stddev
-        return -0.5 * z * z - LOG_SQRT_2PI - math.log(self.stddev)  # type: ignore[arg-type, no-any-return]
+        z: float = (value - self.mean) / self.stddev
+        return -0.5 * z * z - LOG_SQRT_2PI - math.log(self.stddev)
 
     @classmethod
     def log_density(cls, value: ArrayLike, *parameters: ArrayLike) -> Array:
-        mean, stddev = parameters
-        z = (np.asarray(value) - mean) / stddev
+        x, mean, stddev = as_arrays(value, *parameters)
+        z = (x - mean) / stddev
         return np.asarray(-0.5 * z * z - LOG_SQRT_2PI - np.log(stddev))
 
     def random_walk(self, value: Any, step: float) -> Distribution:
+        """Normal around ``value``."""
         return Normal(value, step * self.stddev)
 
     def inflated(self, factor: float) -> Distribution:
+        """The standard deviation times ``factor``."""
         return Normal(self.mean, factor * self.stddev)
+
+    def moments(self) -> tuple[float, float]:
+        return self.mean, self.stddev
+
+    def support(self) -> tuple[float, float]:
+        return -_INF, _INF
 
     @classmethod
     def coordinates(cls, *parameters: Array) -> Coordinates:
+        """The mean and the standard deviation."""
         mean, stddev = parameters
         unbounded = np.full_like(mean, np.inf)
         return Coordinates(mean, stddev, -unbounded, unbounded)

@@ -12,19 +12,24 @@ from etalumis.distributions.base import (
     Array,
     Coordinates,
     Distribution,
-    Parameter,
+    as_arrays,
     as_parameter,
+    on_support,
     require,
+    whole,
 )
 from etalumis.distributions.special import log_gamma
-from etalumis.distributions.stream import Stream
+from etalumis.distributions.stream import Uniforms
+from etalumis.distributions.uniform_integer import UniformInteger
+
+_INF = math.inf
 
 
 class Poisson(Distribution):
     """Poisson distribution with rate ≥ 0.
 
-    Sampling: for rate < 10 sequential search of the cumulative sum, one uniform; else the transformed rejection
-    PTRS of Hörmann (1993, Insurance: Mathematics and Economics 12, 39-45), two uniforms a try.
+    Sampling: for rate < 10 sequential search of the cumulative sum, one uniform; else the transformed
+    rejection PTRS of Hörmann (1993, Insurance: Mathematics and Economics 12, 39-45), two uniforms a try.
     """
 
     __slots__ = ("rate",)
@@ -34,61 +39,55 @@ class Poisson(Distribution):
     discrete = True
     proposal = "count"
 
-    rate: Parameter
+    rate: float
 
     def __init__(self, rate: Any) -> None:
-        if type(rate) is float and 0.0 <= rate < math.inf:
+        if type(rate) is float and 0.0 <= rate < _INF:
             self.rate, self.shape = rate, ()
             return
-        self.rate = as_parameter(rate, "rate")
-        finite = np.greater_equal(self.rate, 0.0) & np.isfinite(self.rate)
-        require(finite, "Poisson", "a finite rate ≥ 0", rate=self.rate)
-        self.shape = np.shape(self.rate)
+        self.rate = rate = as_parameter(rate, "rate")
+        require((rate >= 0.0) & (rate < _INF), "Poisson", "a finite rate ≥ 0", rate=rate)
+        self.shape = np.shape(rate)
 
-    def draw_scalar(self, stream: Stream) -> int:
-        rate: float = self.rate  # type: ignore[assignment]
-        if rate < 10.0:
-            return _search(rate, stream)
-        return _ptrs(rate, stream)
+    def draw_scalar(self, stream: Uniforms) -> int:
+        if self.rate < 10.0:
+            return _search(self.rate, stream)
+        return _ptrs(self.rate, stream)
 
     def log_prob(self, value: Any) -> float:
         if self.shape:
             return self.sum_log_density(value)
         rate = self.rate
-        if value >= 0 and value % 1 == 0:
-            if value == 0:
-                return -rate  # type: ignore[return-value]
+        if value > 0 and value % 1 == 0:
             if rate == 0.0:
-                return -math.inf
-            return value * math.log(rate) - rate - math.lgamma(value + 1.0)  # type: ignore
-        return math.nan if value != value else -math.inf
+                return -_INF
+            return float(value) * math.log(rate) - rate - math.lgamma(value + 1.0)
+        if value == 0:
+            return -rate
+        return math.nan if value != value else -_INF
 
     @classmethod
     def log_density(cls, value: ArrayLike, *parameters: ArrayLike) -> Array:
-        x, rate = np.asarray(value), np.asarray(parameters[0])
-        valid = (x >= 0) & np.isfinite(x) & (np.floor(x) == x)
-        k = np.where(valid, x, 0)
+        x, rate = as_arrays(value, *parameters)
+        inside = (x >= 0.0) & whole(x)
+        k = np.where(inside, x, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            inside = np.where(k == 0, 0.0, k * np.log(rate)) - rate - log_gamma(k + 1.0)
-        return np.where(np.isnan(x), np.nan, np.where(valid, inside, -np.inf))
+            log_power = np.where(k == 0.0, 0.0, k * np.log(rate))
+        return on_support(x, inside, log_power - rate - log_gamma(k + 1.0))
 
     def random_walk(self, value: Any, step: float) -> Distribution:
         """Uniform over the counts within step standard deviations (at least 1) of ``value``."""
-        from etalumis.distributions.uniform_integer import UniformInteger
-
-        width = np.maximum(1.0, np.rint(step * np.sqrt(self.rate)))
-        centre = np.maximum(value, 0.0)
-        return UniformInteger(np.maximum(centre - width, 0.0), centre + width)
+        return UniformInteger.around(value, step * self.rate**0.5, 0.0, _INF)
 
     @classmethod
     def coordinates(cls, *parameters: Array) -> Coordinates:
-        """loc = rate, scale² = rate + 1/12 (the 1/12 for the width of a cell): never zero."""
+        """loc = rate, scale² = rate + 1/12 (1/12: the variance within a cell, so that it is never zero)."""
         (rate,) = parameters
         scale = np.sqrt(rate + 1.0 / 12.0)
         return Coordinates(rate, scale, (-0.5 - rate) / scale, np.full_like(rate, np.inf))
 
 
-def _search(rate: float, stream: Stream) -> int:
+def _search(rate: float, stream: Uniforms) -> int:
     u = stream.uniform()
     term = total = math.exp(-rate)
     k = 0
@@ -101,7 +100,7 @@ def _search(rate: float, stream: Stream) -> int:
     return k
 
 
-def _ptrs(rate: float, stream: Stream) -> int:
+def _ptrs(rate: float, stream: Uniforms) -> int:
     log_rate = math.log(rate)
     b = 0.931 + 2.53 * math.sqrt(rate)
     a = -0.059 + 0.02483 * b
@@ -116,6 +115,6 @@ def _ptrs(rate: float, stream: Stream) -> int:
             return k
         if k < 0 or (us < 0.013 and v > us):
             continue
-        bound = k * log_rate - rate - math.lgamma(k + 1.0)
-        if math.log(v) + log_inverse_alpha - math.log(a / (us * us) + b) <= bound:
+        log_bound = k * log_rate - rate - math.lgamma(k + 1.0)
+        if math.log(v) + log_inverse_alpha - math.log(a / (us * us) + b) <= log_bound:
             return k

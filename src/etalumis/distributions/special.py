@@ -1,16 +1,18 @@
-"""Special functions that the families need and that `math` and NumPy lack, in scalar form or vectorised.
+"""Special functions that the families need and that `math` and NumPy lack.
 
-Scalar code uses `math` only, so that a front end in another language can compute the same numbers.
+Scalar functions use `math` only, so that a front end in another language can compute the same numbers.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+Real = TypeVar("Real", float, NDArray[np.float64])
 
 TINY = 2.2250738585072014e-308  # smallest positive normal number: draws on (0, ∞) never round to 0
 HUGE = 1.7976931348623157e308
@@ -18,6 +20,7 @@ ALMOST_ONE = 1.0 - 2.0**-53  # draws on (0, 1) never round to 1
 EULER_GAMMA = 0.5772156649015329
 LOG_SQRT_2PI = 0.9189385332046727
 SQRT_HALF = 0.7071067811865476
+GUMBEL_STDDEV = math.pi / math.sqrt(6.0)  # of the log of an exponential variable
 _LOG_TINY = math.log(TINY)
 _LOG_HUGE = math.log(HUGE)
 _SQRT_HALF_PI = math.sqrt(0.5 * math.pi)
@@ -30,7 +33,14 @@ def positive_exp(t: float) -> float:
     return HUGE if t >= _LOG_HUGE else math.exp(t)
 
 
-# --- the normal distribution's tails --------------------------------------------------------------------------
+def exp_moments(log_mean: float, log_ratio: float) -> tuple[float, float]:
+    """Mean and standard deviation from log mean and log (second moment / mean²), clipped to finite numbers."""
+    log_ratio = max(log_ratio, TINY)
+    log_stddev = log_mean + 0.5 * (log_ratio + math.log(-math.expm1(-log_ratio)))
+    return positive_exp(log_mean), positive_exp(log_stddev)
+
+
+# --- the normal distribution's tails ------------------------------------------------------------------------
 
 
 def upper_tail(x: float) -> float:
@@ -141,16 +151,19 @@ def mills_ratio(x: float) -> float:
     return 1.0 / fraction
 
 
-_legendre = np.polynomial.legendre.leggauss(8)
-_NODES = [(0.5 * (x + 1.0), 0.5 * w) for x, w in zip(*(part.tolist() for part in _legendre), strict=True)]
+# Gauss–Legendre on [0, 1]: (node, weight)
+_LEGENDRE = [
+    (0.5 * (x + 1.0), 0.5 * weight)
+    for x, weight in zip(*(part.tolist() for part in np.polynomial.legendre.leggauss(8)), strict=True)
+]
 
 
 def log_tail_integral(a: float, width: float) -> float:
     """log ∫₀^width exp(−a t − t²/2) dt for a ≥ 0: the mass of [a, a + width] relative to the density at a."""
     fall = width * (a + 0.5 * width)  # how far the exponent falls over the interval
-    if fall < 0.5:  # a difference of tails would cancel: eight Gauss–Legendre nodes are exact to 1e-16
+    if fall < 0.5:  # a difference of tails would cancel; eight nodes are exact to 1e-16 here
         total = 0.0
-        for node, weight in _NODES:
+        for node, weight in _LEGENDRE:
             t = node * width
             total += weight * math.exp(-t * (a + 0.5 * t))
         return math.log(width * total)
@@ -158,11 +171,34 @@ def log_tail_integral(a: float, width: float) -> float:
     return math.log(mills_ratio(a) - beyond)
 
 
-# --- vectorised -----------------------------------------------------------------------------------------------
+# --- the gamma function -------------------------------------------------------------------------------------
 
 _lgamma = np.frompyfunc(math.lgamma, 1, 1)
 
 
 def log_gamma(x: ArrayLike) -> Array:
-    """log Γ(x) elementwise for x > 0; the same numbers as ``math.lgamma``, 0.1 µs an element."""
+    """log Γ(x) elementwise for x > 0: the same numbers as ``math.lgamma``, 0.1 µs an element."""
     return np.asarray(_lgamma(x), dtype=np.float64)
+
+
+def digamma(x: Array) -> Array:
+    """d log Γ(x) / dx elementwise for x > 0, to 1e-10: six steps of recurrence, then the asymptotic series."""
+    shifted = np.zeros_like(x)
+    for k in range(6):
+        shifted += 1.0 / (x + k)
+    y = x + 6.0
+    r = 1.0 / (y * y)
+    series = r * (1.0 / 12.0 - r * (1.0 / 120.0 - r * (1.0 / 252.0 - r * (1.0 / 240.0 - r / 132.0))))
+    return np.asarray(np.log(y) - 0.5 / y - series - shifted)
+
+
+def trigamma(x: Real) -> Real:
+    """d² log Γ(x) / dx² for x > 0, to 1e-9, on numbers or elementwise: recurrence and asymptotic series."""
+    shifted = 0.0 * x
+    for k in range(6):
+        reciprocal = 1.0 / (x + k)
+        shifted = shifted + reciprocal * reciprocal
+    y = x + 6.0
+    r = 1.0 / (y * y)
+    series = r * (1.0 / 6.0 - r * (1.0 / 30.0 - r * (1.0 / 42.0 - r / 30.0)))
+    return shifted + (1.0 + 0.5 / y + series) / y

@@ -10,11 +10,13 @@ from numpy.typing import ArrayLike
 
 from etalumis.distributions.base import (
     Array,
+    Continuous,
     Coordinates,
     Distribution,
-    Parameter,
+    as_arrays,
     as_parameter,
     common_shape,
+    on_support,
     require,
 )
 from etalumis.distributions.special import (
@@ -24,13 +26,14 @@ from etalumis.distributions.special import (
     normal_quantile,
     upper_tail,
 )
-from etalumis.distributions.stream import Stream
+from etalumis.distributions.stream import Uniforms
 
+_INF = math.inf
 _FAR = 5.0  # standard deviations from which rejection from an exponential is used
 _NARROW = 1e-3  # width in standard deviations below which rejection from a uniform is used
 
 
-class TruncatedNormal(Distribution):
+class TruncatedNormal(Continuous):
     """Normal(mean, stddev) given low < x < high; bounds may be infinite, and any distance from the mean.
 
     Sampling, with a = (low − mean)/stddev, b = (high − mean)/stddev, w = (high − low)/stddev:
@@ -49,45 +52,41 @@ class TruncatedNormal(Distribution):
     code = 12
     parameter_names = ("mean", "stddev", "low", "high")
 
-    mean: Parameter
-    stddev: Parameter
-    low: Parameter
-    high: Parameter
+    mean: float
+    stddev: float
+    low: float
+    high: float
 
-    def __init__(self, mean: Any, stddev: Any, low: Any = -math.inf, high: Any = math.inf) -> None:
+    def __init__(self, mean: Any, stddev: Any, low: Any = -_INF, high: Any = _INF) -> None:
         if (
-            type(mean) is float
-            and type(stddev) is float
-            and type(low) is float
-            and type(high) is float
-            and stddev > 0.0
+            type(mean) is type(stddev) is type(low) is type(high) is float
+            and -_INF < mean < _INF
+            and 0.0 < stddev < _INF
             and low < high
-            and -math.inf < mean < math.inf
         ):
             self.mean, self.stddev, self.low, self.high, self.shape = mean, stddev, low, high, ()
             return
-        self.mean, self.stddev = as_parameter(mean, "mean"), as_parameter(stddev, "stddev")
-        self.low, self.high = as_parameter(low, "low"), as_parameter(high, "high")
-        good = np.greater(self.stddev, 0.0) & np.less(self.low, self.high) & np.isfinite(self.mean)
-        given = {"mean": self.mean, "stddev": self.stddev, "low": self.low, "high": self.high}
-        require(good, "TruncatedNormal", "a finite mean, stddev > 0 and low < high", **given)
-        self.shape = common_shape(self.mean, self.stddev, self.low, self.high)
+        self.mean, self.stddev = mean, stddev = as_parameter(mean, "mean"), as_parameter(stddev, "stddev")
+        self.low, self.high = low, high = as_parameter(low, "low"), as_parameter(high, "high")
+        valid = (abs(mean) < _INF) & (stddev > 0.0) & (stddev < _INF) & (low < high)
+        requirement = "a finite mean, a finite stddev > 0 and low < high"
+        require(valid, "TruncatedNormal", requirement, mean=mean, stddev=stddev, low=low, high=high)
+        self.shape = common_shape(mean, stddev, low, high)
 
-    def draw_scalar(self, stream: Stream) -> float:
+    def draw_scalar(self, stream: Uniforms) -> float:
         mean, stddev, low, high = self.mean, self.stddev, self.low, self.high
-        a, b = (low - mean) / stddev, (high - mean) / stddev
-        width = (high - low) / stddev
+        a, b, width = (low - mean) / stddev, (high - mean) / stddev, (high - low) / stddev
         if a > _FAR:
             return min(low + stddev * _beyond(a, width, stream), high)
         if b < -_FAR:
             return max(high - stddev * _beyond(-b, width, stream), low)
         if width < _NARROW:
+            nearest = min(max(a, 0.0), b)  # the density's maximum
             while True:
                 x = low + (high - low) * stream.uniform()
                 z = (x - mean) / stddev
-                top = a if a > 0.0 else min(b, 0.0)
-                if stream.uniform() <= math.exp(0.5 * (top * top - z * z)):
-                    return x
+                if stream.uniform() <= math.exp(0.5 * (nearest * nearest - z * z)):
+                    return min(max(x, low), high)
         if a > 0.0:
             start = upper_tail(a)
             z = -normal_quantile(start + stream.uniform() * (upper_tail(b) - start))
@@ -104,44 +103,58 @@ class TruncatedNormal(Distribution):
             mean, stddev = self.mean, self.stddev
             a, b = (low - mean) / stddev, (high - mean) / stddev
             if a > 0.0:
-                d, near = (value - low) / stddev, a
-            elif b < 0.0:
-                d, near = (high - value) / stddev, -b
-            else:
-                z = (value - mean) / stddev
-                mass = math.erf(b * SQRT_HALF) - math.erf(a * SQRT_HALF)
-                return -0.5 * z * z - LOG_SQRT_2PI - math.log(0.5 * stddev * mass)
-            return -d * (near + 0.5 * d) - math.log(stddev) - log_tail_integral(near, (high - low) / stddev)
-        return math.nan if value != value else -math.inf
+                d: float = (value - low) / stddev
+                return -d * (a + 0.5 * d) - math.log(stddev) - log_tail_integral(a, (high - low) / stddev)
+            if b < 0.0:
+                d = (high - value) / stddev
+                return -d * (0.5 * d - b) - math.log(stddev) - log_tail_integral(-b, (high - low) / stddev)
+            z: float = (value - mean) / stddev
+            mass = 0.5 * (math.erf(b * SQRT_HALF) - math.erf(a * SQRT_HALF))
+            return -0.5 * z * z - LOG_SQRT_2PI - math.log(stddev * mass)
+        return math.nan if value != value else -_INF
 
     @classmethod
     def log_density(cls, value: ArrayLike, *parameters: ArrayLike) -> Array:
-        x = np.asarray(value, dtype=np.float64)
-        mean, stddev, low, high = (np.asarray(p, dtype=np.float64) for p in parameters)
+        x, mean, stddev, low, high = as_arrays(value, *parameters)
         a, b = (low - mean) / stddev, (high - mean) / stddev
-        near = np.maximum(np.maximum(a, -b), 0.0)  # distance of the interval from the mean
-        with np.errstate(invalid="ignore"):
-            d = np.where(a > 0.0, x - low, np.where(b < 0.0, high - x, np.abs(x - mean))) / stddev
-            inside = -d * (near + 0.5 * d) - np.log(stddev) - _log_mass(a, b, (high - low) / stddev)
-        return np.where(np.isnan(x), np.nan, np.where((x >= low) & (x <= high), inside, -np.inf))
+        log_mass = np.asarray(_log_mass(a, b, (high - low) / stddev), dtype=np.float64)
+        nearest = np.maximum(np.maximum(a, -b), 0.0)  # the interval's distance from the mean
+        inside = (x >= low) & (x <= high)
+        x_safe = np.where(inside, x, np.clip(mean, low, high))
+        with np.errstate(invalid="ignore"):  # the branches not taken may have infinite bounds
+            d = np.where(a > 0.0, x_safe - low, np.where(b < 0.0, high - x_safe, x_safe - mean)) / stddev
+        return on_support(x, inside, -d * (nearest + 0.5 * d) - np.log(stddev) - log_mass)
 
     def random_walk(self, value: Any, step: float) -> Distribution:
-        scale = _local_scale(self.mean, self.stddev, self.low, self.high)
-        return TruncatedNormal(value, step * scale, self.low, self.high)
+        """Normal around ``value``, truncated to the interval, relative to the spread there."""
+        return TruncatedNormal(value, step * self._scale(), self.low, self.high)
 
     def inflated(self, factor: float) -> Distribution:
+        """The standard deviation times ``factor``, between the same bounds."""
         return TruncatedNormal(self.mean, factor * self.stddev, self.low, self.high)
+
+    def moments(self) -> tuple[float, float]:
+        """The mode and the spread around it (see :meth:`coordinates`), not the exact moments."""
+        return min(max(self.mean, self.low), self.high), self._scale()
+
+    def support(self) -> tuple[float, float]:
+        return self.low, self.high
 
     @classmethod
     def coordinates(cls, *parameters: Array) -> Coordinates:
-        """loc = the mode, scale = stddev, or the width or the decay length of the tail where that is shorter."""
+        """loc = the mode; scale = stddev, or the width or the tail's decay length where that is shorter."""
         mean, stddev, low, high = parameters
-        loc = np.clip(mean, low, high)
-        scale = _local_scale(mean, stddev, low, high)
+        loc, scale = np.clip(mean, low, high), _local_scale(mean, stddev, low, high)
         return Coordinates(loc, scale, (low - loc) / scale, (high - loc) / scale)
 
+    def _scale(self) -> Any:
+        mean, stddev, low, high = self.mean, self.stddev, self.low, self.high
+        if self.shape:
+            return _local_scale(mean, stddev, low, high)
+        return min(stddev, high - low, stddev * (stddev / max(low - mean, mean - high, stddev)))
 
-def _beyond(a: float, width: float, stream: Stream) -> float:
+
+def _beyond(a: float, width: float, stream: Uniforms) -> float:
     """A draw of z − a, z a standard normal given a < z < a + width, for large a."""
     share = -math.expm1(-a * width)
     while True:
@@ -151,20 +164,16 @@ def _beyond(a: float, width: float, stream: Stream) -> float:
 
 
 def _log_mass_scalar(a: float, b: float, width: float) -> float:
-    """log of ∫ₐᵇ exp((n² − z²)/2) dz, n the point of [a, b] nearest zero."""
+    """log ∫ₐᵇ exp((n² − z²)/2) dz, n the point of [a, b] nearest zero."""
     if a > 0.0 or b < 0.0:
         return log_tail_integral(max(a, -b), width)
     return LOG_SQRT_2PI + math.log(0.5 * (math.erf(b * SQRT_HALF) - math.erf(a * SQRT_HALF)))
 
 
-_log_mass_each = np.frompyfunc(_log_mass_scalar, 3, 1)
+_log_mass = np.frompyfunc(_log_mass_scalar, 3, 1)
 
 
-def _log_mass(a: Array, b: Array, width: Array) -> Array:
-    return np.asarray(_log_mass_each(a, b, width), dtype=np.float64)
-
-
-def _local_scale(mean: Any, stddev: Any, low: Any, high: Any) -> Any:
+def _local_scale(mean: Any, stddev: Any, low: Any, high: Any) -> Array:
     """The spread of the values: stddev, the interval's width, or the decay length stddev²/distance of a tail."""
     distance = np.maximum(np.maximum(low - mean, mean - high), stddev)
-    return np.minimum(np.minimum(stddev, high - low), stddev * (stddev / distance))
+    return np.asarray(np.minimum(np.minimum(stddev, high - low), stddev * (stddev / distance)))

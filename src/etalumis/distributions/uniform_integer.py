@@ -12,18 +12,22 @@ from etalumis.distributions.base import (
     Array,
     Coordinates,
     Distribution,
-    Parameter,
+    as_arrays,
     as_parameter,
     common_shape,
+    on_support,
     require,
+    whole,
 )
-from etalumis.distributions.stream import Stream
+from etalumis.distributions.stream import Stream, Uniforms
+
+_INF = math.inf
 
 
 class UniformInteger(Distribution):
     """Uniform distribution over the integers from ``low`` to ``high``, both included.
 
-    Sampling: low + ⌊u · (high − low + 1)⌋.
+    Sampling: low + min(⌊u · (high − low + 1)⌋, high − low), one uniform.
     """
 
     __slots__ = ("high", "low")
@@ -33,49 +37,60 @@ class UniformInteger(Distribution):
     discrete = True
     proposal = "count"
 
-    low: Parameter
-    high: Parameter
+    low: float
+    high: float
 
     def __init__(self, low: Any, high: Any) -> None:
         if type(low) is float and type(high) is float and low <= high and low % 1 == 0 and high % 1 == 0:
             self.low, self.high, self.shape = low, high, ()
             return
-        self.low, self.high = as_parameter(low, "low"), as_parameter(high, "high")
-        ordered = np.less_equal(self.low, self.high) & np.isfinite(self.low) & np.isfinite(self.high)
-        whole = np.equal(np.floor(self.low), self.low) & np.equal(np.floor(self.high), self.high)
-        require(ordered & whole, "UniformInteger", "whole numbers low ≤ high", low=self.low, high=self.high)
-        self.shape = common_shape(self.low, self.high)
+        self.low, self.high = low, high = as_parameter(low, "low"), as_parameter(high, "high")
+        valid = (low <= high) & whole(np.asarray(low)) & whole(np.asarray(high))
+        require(valid, "UniformInteger", "whole numbers low ≤ high", low=low, high=high)
+        self.shape = common_shape(low, high)
 
-    def draw_scalar(self, stream: Stream) -> int:
-        low, high = self.low, self.high
-        return int(low + min(math.floor(stream.uniform() * (high - low + 1.0)), high - low))
+    @classmethod
+    def around(cls, value: Any, width: Any, low: Any, high: Any) -> UniformInteger:
+        """Integers within ``width`` (rounded, at least 1) of ``value``, between ``low`` and ``high``.
+
+        ``value`` outside of these bounds counts as the nearest bound.
+        """
+        if type(low) is float and type(high) is float and type(width) is float:
+            reach = float(max(1, round(width)))
+            centre = float(min(max(value, low), high))
+            return cls(max(centre - reach, low), min(centre + reach, high))
+        reach = np.maximum(1.0, np.rint(width))
+        centre = np.clip(value, low, high)
+        return cls(np.maximum(centre - reach, low), np.minimum(centre + reach, high))
+
+    def draw_scalar(self, stream: Uniforms) -> int:
+        span = self.high - self.low
+        return int(self.low) + int(min(stream.uniform() * (span + 1.0), span))
 
     def draw_array(self, stream: Stream) -> NDArray[np.int64]:
         u = stream.elements(math.prod(self.shape))[:, 0].reshape(self.shape)
-        span = np.asarray(self.high - self.low)
-        return (self.low + np.minimum(np.floor(u * (span + 1.0)), span)).astype(np.int64)
+        low, high = as_arrays(self.low, self.high)
+        return np.asarray(low + np.minimum(np.floor(u * (high - low + 1.0)), high - low), dtype=np.int64)
 
     def log_prob(self, value: Any) -> float:
         if self.shape:
             return self.sum_log_density(value)
         if self.low <= value <= self.high and value % 1 == 0:
             return -math.log(self.high - self.low + 1.0)
-        return math.nan if value != value else -math.inf
+        return math.nan if value != value else -_INF
 
     @classmethod
     def log_density(cls, value: ArrayLike, *parameters: ArrayLike) -> Array:
-        x, low, high = np.asarray(value), np.asarray(parameters[0]), np.asarray(parameters[1])
-        inside = (x >= low) & (x <= high) & (np.floor(x) == x)
-        return np.where(np.isnan(x), np.nan, np.where(inside, -np.log(high - low + 1.0), -np.inf))
+        x, low, high = as_arrays(value, *parameters)
+        return on_support(x, (x >= low) & (x <= high) & whole(x), -np.log(high - low + 1.0))
 
     def random_walk(self, value: Any, step: float) -> Distribution:
         """Uniform over the integers within step standard deviations (at least 1) of ``value``."""
-        width = np.maximum(1.0, np.rint(step * np.asarray(self.high - self.low + 1.0) / math.sqrt(12.0)))
-        centre = np.clip(value, self.low, self.high)
-        return UniformInteger(np.maximum(centre - width, self.low), np.minimum(centre + width, self.high))
+        width = step * (self.high - self.low + 1.0) / math.sqrt(12.0)
+        return UniformInteger.around(value, width, self.low, self.high)
 
     @classmethod
     def coordinates(cls, *parameters: Array) -> Coordinates:
+        """The unit interval, from half a cell below ``low`` to half a cell above ``high``."""
         low, high = parameters
-        scale = high - low + 1.0
-        return Coordinates(low - 0.5, scale, np.zeros_like(low), np.ones_like(low))
+        return Coordinates(low - 0.5, high - low + 1.0, np.zeros_like(low), np.ones_like(low))
