@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -63,17 +64,26 @@ class Distribution(ABC):
     log_space: ClassVar[bool] = False
 
     shape: tuple[int, ...]
+    _read: ClassVar[staticmethod[[Distribution], tuple[Any, ...]]]
+
+    def __init_subclass__(cls) -> None:
+        """Prepare reading the parameters: it happens once or twice for every draw that is stored."""
+        super().__init_subclass__()
+        if "parameter_names" in cls.__dict__:
+            read = attrgetter(*cls.parameter_names)
+            single = len(cls.parameter_names) == 1
+            cls._read = staticmethod((lambda distribution: (read(distribution),)) if single else read)
 
     # --- parameters -----------------------------------------------------------------------------------------
 
     def parameters(self) -> tuple[Any, ...]:
         """The parameters in wire order, as given: floats, or float64 arrays."""
-        return tuple([getattr(self, name) for name in self.parameter_names])
+        return self._read(self)
 
     def pack(self) -> tuple[float, ...]:
         """The parameters as flat numbers: each broadcast to ``shape``, row-major, one after the other."""
         if not self.shape:
-            return self.parameters()
+            return self._read(self)
         flat: list[float] = []
         for parameter in self.parameters():
             flat.extend(np.broadcast_to(parameter, self.shape).ravel().tolist())
@@ -150,7 +160,7 @@ class Distribution(ABC):
         return f"{self.family}({arguments})"
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, type(self)):
+        if type(other) is not type(self):
             return NotImplemented
         return self.shape == other.shape and self.pack() == other.pack()
 

@@ -47,7 +47,19 @@ class Stream:
         seed: any integer; taken modulo 2^64.
     """
 
-    __slots__ = ("_bits", "_block", "_counter", "_cursor", "_key", "_kind", "_limit", "_spill", "_state", "seed")
+    __slots__ = (
+        "_bits",
+        "_block",
+        "_counter",
+        "_cursor",
+        "_key",
+        "_kind",
+        "_limit",
+        "_spill",
+        "_spilled",
+        "_state",
+        "seed",
+    )
 
     def __init__(self, seed: int) -> None:
         self.seed = seed & _WORD
@@ -58,7 +70,9 @@ class Stream:
         self._key[0] = self.seed
         self._state["buffer_pos"] = 4  # nothing buffered: the next number comes from the counter
         self._block: tuple[list[float], list[float]] = ([], [])
-        self._spill: list[float] = []  # a scalar statement's numbers beyond its first four
+        # numbers beyond a scalar statement's first four: of which refill and kind, and from which ordinal on
+        self._spill: list[float] = []
+        self._spilled: tuple[int, int, int] = (0, 0, 0)
         self._cursor = self._kind = 0
         self._limit = 4
 
@@ -66,6 +80,7 @@ class Stream:
         """Select the trace (or chain step) whose numbers come next, at its first sample statement."""
         self._key[1] = index & _WORD
         self._block = ([], [])
+        self._spill = []
         self.seek(0)
 
     def seek(self, ordinal: int, kind: int = SAMPLE) -> None:
@@ -106,10 +121,16 @@ class Stream:
 
     def _beyond(self, cursor: int) -> float:
         """A scalar statement that needs more than four numbers goes on at the same ordinal, next refill."""
-        refill, place = divmod(cursor - self._limit + 4, 4)
-        if place == 0:
-            self._spill = self._raw(self._ordinal, refill, 0, self._kind, 4).tolist()
         self._cursor = cursor + 1
+        refill, place = divmod(cursor - self._limit + 4, 4)
+        ordinal = self._ordinal
+        spilled_refill, spilled_kind, first = self._spilled
+        place += 4 * (ordinal - first)
+        if spilled_refill != refill or spilled_kind != self._kind or not 0 <= place < len(self._spill):
+            # statements near each other tend to need as many: one call makes the numbers of a few
+            self._spill = self._raw(ordinal, refill, 0, self._kind, 4 * _FIRST_BLOCK).tolist()
+            self._spilled = (refill, self._kind, ordinal)
+            place %= 4
         return self._spill[place]
 
     def _raw(self, low: int, refill: int, word2: int, word3: int, count: int) -> NDArray[np.float64]:
