@@ -29,9 +29,9 @@ _TAU = 15
 _RANKED = frozenset((11, 13, 111, 130, 211, 310, 311, 321))
 
 _UNIT = Uniform(0.0, 1.0)
-# Pythia takes logarithms of its random numbers, but proposals may end on the edges of the unit interval.
-_ABOVE_ZERO = 2.0**-53
-_BELOW_ONE = 1.0 - 2.0**-53
+# Proposals may end on the edges of the unit interval, where Pythia takes log 0 or divides 0 by 0. Its own generator
+# stays 6e-8 away from them.
+_EDGE = 1e-9
 # How far a number stays from the edges of a channel's bin, lest Pythia's rounding takes the neighbour.
 _BIN_MARGIN = 1e-13
 
@@ -180,9 +180,7 @@ class TauGenerator:
         counts = self._counts
         count = counts[address] = counts.get(address, 0) + 1
         number: float = sample(_UNIT, None, controlled and count <= self._max_instances, address)
-        if not 0.0 < number < 1.0:
-            return min(max(number, _ABOVE_ZERO), _BELOW_ONE)
-        return number
+        return number if _EDGE < number < 1.0 - _EDGE else min(max(number, _EDGE), 1.0 - _EDGE)
 
     def _draw_pick(self, address: str, controlled: bool) -> float:
         """A pick of the τ's channel where Pythia keeps the last of ten."""
