@@ -126,6 +126,9 @@ class AddressBook:
             self._hashes = np.concatenate([self._hashes, np.array(fresh, dtype=np.uint64)])
         return self._hashes
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AddressBook.from_json, (self.to_json(),)
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists; every base address is stored once."""
         bases: dict[str, int] = {}

@@ -77,6 +77,10 @@ class Model:
         )
         return execution.run(self.function)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process builds its own: what was interned here belongs to this process.
+        return type(self), (self.function, self.name)
+
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {len(self.addresses)} addresses)"
 

@@ -1,0 +1,21 @@
+"""Inference engines, the posterior they return, and how far to trust it. Networks are imported only by IC."""
+
+from etalumis.inference.api import posterior, prior
+from etalumis.inference.compilation import IC
+from etalumis.inference.engine import Engine
+from etalumis.inference.errors import InferenceError
+from etalumis.inference.importance import ImportanceSampling
+from etalumis.inference.metropolis import LMH, RMH
+from etalumis.inference.posterior import Posterior
+
+__all__ = [
+    "IC",
+    "LMH",
+    "RMH",
+    "Engine",
+    "ImportanceSampling",
+    "InferenceError",
+    "Posterior",
+    "posterior",
+    "prior",
+]

@@ -1,0 +1,99 @@
+"""The Metropolis–Hastings acceptance ratio of single-site moves over traces, as pure functions.
+
+A move redraws the site s from a kernel κ, executes the model again with every other value reused by its full
+address, and draws values of statements that the old trace did not meet from the prior. Those fresh draws, and the
+old trace's draws that are no longer met, cancel against their own prior densities. What remains is
+
+    log α = log p(y | x') − log p(y | x)
+          + Σ over s and reused sites [log p(x'_a; parameters in x') − log p(x_a; parameters in x)]
+          + log κ(x_s | x'_s; parameters in x') − log κ(x'_s | x_s; parameters in x)
+          + log P(choose s | x') − log P(choose s | x).
+
+(Wingate, Stuhlmüller and Goodman, AISTATS 2011, with the kernel's and the choice's terms.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import NamedTuple
+
+from etalumis.execution import Trace
+
+
+class Move(NamedTuple):
+    """The terms of log α; ``new`` belongs to the proposed trace x', ``old`` to the present one x."""
+
+    log_likelihood_new: float
+    log_likelihood_old: float
+    log_prior_change: float  # over s and the reused sites
+    log_kernel_back: float  # κ(x_s | x'_s)
+    log_kernel_forth: float  # κ(x'_s | x_s)
+    log_choice_new: float  # P(choose s | x')
+    log_choice_old: float  # P(choose s | x)
+
+
+def log_acceptance_ratio(move: Move) -> float:
+    """log α before it is cut at 0."""
+    return (
+        move.log_likelihood_new
+        - move.log_likelihood_old
+        + move.log_prior_change
+        + move.log_kernel_back
+        - move.log_kernel_forth
+        + move.log_choice_new
+        - move.log_choice_old
+    )
+
+
+class Sites:
+    """The draws of a trace that a chain may move: all that are not conditioned.
+
+    Controlled sites together are chosen with probability at least one half, whatever their number: uncontrolled
+    ones (lifetimes, late passes of loops) may be many, and networks are not the only ones to care less for them.
+    """
+
+    __slots__ = ("_log_controlled", "_log_uncontrolled", "_share", "controlled", "uncontrolled")
+
+    def __init__(self, trace: Trace) -> None:
+        flags, conditioned = trace.controlled, trace.conditioned
+        self.controlled = [k for k, flag in enumerate(flags) if flag]
+        self.uncontrolled = [k for k, flag in enumerate(flags) if not flag and not conditioned[k]]
+        ours, others = len(self.controlled), len(self.uncontrolled)
+        self._share = share = max(0.5, ours / (ours + others)) if ours and others else float(others == 0)
+        self._log_controlled = math.log(share / ours) if ours else -math.inf
+        self._log_uncontrolled = math.log((1.0 - share) / others) if others else -math.inf
+
+    def __len__(self) -> int:
+        return len(self.controlled) + len(self.uncontrolled)
+
+    def choose(self, uniform: float) -> int:
+        """A draw's position in the trace, by a uniform number."""
+        share = self._share
+        if uniform < share:
+            group, place = self.controlled, uniform / share
+        else:
+            group, place = self.uncontrolled, (uniform - share) / (1.0 - share)
+        return group[min(int(place * len(group)), len(group) - 1)]
+
+    def log_probability(self, controlled: bool) -> float:
+        """Of choosing one given site that is controlled, or one that is not."""
+        return self._log_controlled if controlled else self._log_uncontrolled
+
+
+def log_prior_change(old: Trace, new: Trace, fresh: Collection[int]) -> float:
+    """Change of the log prior over the sites whose values were reused, and the moved site.
+
+    Args:
+        old: the present trace.
+        new: the proposed one.
+        fresh: addresses whose values in ``new`` were drawn anew from the prior.
+    """
+    change = new.log_prior - old.log_prior
+    if not fresh and len(new) == len(old):
+        return change  # the same statements, nothing fresh and nothing stale
+    before = dict(zip(old.addresses, old.log_priors, strict=True))
+    after = dict(zip(new.addresses, new.log_priors, strict=True))
+    change -= sum(after[address] for address in fresh)
+    stale = (before.keys() - after.keys()) | (before.keys() & set(fresh))
+    return change + sum(before[address] for address in stale)

@@ -1,0 +1,53 @@
+"""What every engine does around its own work."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from etalumis.execution import Observations, Simulator
+from etalumis.inference.diagnostics import weight_advice
+from etalumis.inference.posterior import Posterior
+
+DEFAULT_TRACES = 1000
+_LOG = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """An inference method with its settings; ``et.posterior`` runs it."""
+
+    def run(
+        self,
+        model: Simulator,
+        observe: Mapping[str, Any] | Observations | None,
+        num_traces: int | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Posterior:
+        """Infer; ``num_traces`` are kept in the end, over all chains."""
+        ...
+
+
+def finish(
+    posterior: Posterior, engine: str, model: Simulator, observations: Observations, seed: int, started: float
+) -> Posterior:
+    """Say how a weighted posterior was made, and warn where its weights can't be trusted."""
+    advice = weight_advice(posterior.log_weights, len(posterior) + posterior.num_dropped)
+    posterior.info |= {
+        "engine": engine,
+        "model": model.name,
+        "seed": seed,
+        "observed": sorted(observations.values),
+        "seconds": time.perf_counter() - started,
+        "warnings": [advice] if advice else [],
+    }
+    warn(posterior)
+    return posterior
+
+
+def warn(posterior: Posterior) -> None:
+    """Log what ``posterior.info["warnings"]`` lists (Python shows it on standard error unless told otherwise)."""
+    for message in posterior.info.get("warnings", ()):
+        _LOG.warning(message)

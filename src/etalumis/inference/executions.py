@@ -1,0 +1,109 @@
+"""Independent executions under a controller, as one batch: what the prior and importance sampling need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from etalumis.distributions import Stream
+from etalumis.execution import Controller, Observations, Simulator, Trace, TraceBatch
+from etalumis.execution.model import met_names
+from etalumis.inference.workers import Report, run_tasks
+
+HELD = 512  # traces held as objects before they become columns
+_TASK = 4096  # traces to a task of a worker process
+
+
+class Plan(NamedTuple):
+    """How to execute a model.
+
+    Attributes:
+        model: the simulator.
+        controller: decides its draws.
+        observations: what it is conditioned on.
+        seed: of the run.
+        keep_observes: keep the likelihoods' parameters with the traces.
+        draw_observations: draw what is observed and has no value.
+    """
+
+    model: Simulator
+    controller: Controller
+    observations: Observations
+    seed: int
+    keep_observes: bool = False
+    draw_observations: bool = False
+
+
+def execute(plan: Plan, num_traces: int, workers: int, report: Report) -> TraceBatch:
+    """Traces 0 … num_traces − 1 of a run, in order, executed in this process or in others.
+
+    Raises:
+        ObservationError: an observation name that no execution used.
+    """
+    if num_traces < 1:
+        raise ValueError(f"num_traces must be at least 1; got {num_traces}")
+    size = num_traces if workers == 1 else _TASK
+    tasks = [range(first, min(first + size, num_traces)) for first in range(0, num_traces, size)]
+    outcomes = run_tasks(_execute, plan, tasks, workers, report)
+    for outcome in outcomes:
+        plan.observations.used |= outcome.used
+    plan.observations.check_used(set().union(*(outcome.names for outcome in outcomes)))
+    return join(plan.model, [outcome.traces for outcome in outcomes])
+
+
+def join(model: Simulator, batches: Iterable[TraceBatch]) -> TraceBatch:
+    """One batch under the model's own address book."""
+    book = model.addresses
+    ours = [b if b.addresses is book else b.remap(book.merge(b.addresses), book) for b in batches]
+    return TraceBatch.concatenate(ours)
+
+
+def to_columns(traces: list[Trace], model: Simulator, keep_observes: bool) -> TraceBatch:
+    """Traces as columns; without their observes (detector images and the like) they are far smaller."""
+    if not keep_observes:
+        for trace in traces:
+            trace.observes = []
+    return TraceBatch.from_traces(traces, model.addresses)
+
+
+def in_blocks(traces: Iterable[Trace], model: Simulator, keep_observes: bool, report: Report) -> TraceBatch:
+    """Many traces as one batch, of which few are objects at any time."""
+    blocks: list[TraceBatch] = []
+    held: list[Trace] = []
+    for trace in traces:
+        held.append(trace)
+        if len(held) == HELD:
+            blocks.append(to_columns(held, model, keep_observes))
+            report(len(held), "")
+            held = []
+    if held or not blocks:
+        blocks.append(to_columns(held, model, keep_observes))
+        report(len(held), "")
+    return TraceBatch.concatenate(blocks)
+
+
+class _Outcome(NamedTuple):
+    """One task's traces, the observation names they used, and the names they could have used."""
+
+    traces: TraceBatch
+    used: set[str]
+    names: set[str]
+
+
+def _execute(plan: Plan, indices: range, report: Report) -> _Outcome:
+    # Not `execution.run`: whether every observation was used is known only when all tasks are done.
+    model, observations = plan.model, plan.observations
+    stream = Stream(plan.seed)
+    names: set[str] = set()
+
+    def traces() -> Iterable[Trace]:
+        for index in indices:
+            trace = model.execute(
+                plan.controller, observations, stream, index, draw_observations=plan.draw_observations
+            )
+            if len(observations.used) < len(observations):
+                names.update(met_names(trace))
+            yield trace
+
+    batch = in_blocks(traces(), model, plan.keep_observes, report)
+    return _Outcome(batch, observations.used, names)

@@ -1,0 +1,88 @@
+"""Importance sampling: from the simulator, or from the traces of a stored dataset.
+
+A trace x drawn from q has the weight p(y | x) p(x) / q(x). Weights stay in log space; zeros count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etalumis.distributions import Distribution
+from etalumis.execution import Controller, Guided, Inflated, Observations, Simulator
+from etalumis.execution.model import as_observations
+from etalumis.inference.engine import DEFAULT_TRACES, finish
+from etalumis.inference.executions import Plan, execute
+from etalumis.inference.posterior import Posterior
+from etalumis.inference.progress import progress_bar
+from etalumis.inference.stored import weigh
+from etalumis.storage import Dataset
+
+Proposal = Distribution | Callable[[Distribution], Distribution]
+
+
+@dataclass(frozen=True)
+class ImportanceSampling:
+    """Weighted traces from the prior, or from given proposals.
+
+    Args:
+        proposals: name of a draw to the distribution to draw it from instead, or to a function of its prior.
+        inflation: widen the priors of the other controlled draws by this factor.
+        dataset: weigh the traces of this dataset (or of its folder) instead of running the simulator: seconds,
+            where executions take hours. Needs the parameters of the likelihoods, which ``etalumis simulate`` keeps.
+        workers: processes that execute the simulator; results do not depend on it.
+        keep_observes: keep the parameters of the likelihoods with the traces (for posterior predictive checks).
+    """
+
+    proposals: Mapping[str, Proposal] | None = None
+    inflation: float | None = None
+    dataset: Dataset | str | Path | None = None
+    workers: int = 1
+    keep_observes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dataset is not None and (self.proposals or self.inflation is not None):
+            raise ValueError("traces of a dataset came from the prior: proposals and inflation need the simulator")
+
+    def controller(self) -> Controller:
+        """What decides the draws."""
+        wide = Controller() if self.inflation is None else Inflated(self.inflation)
+        return Guided(self.proposals, wide) if self.proposals else wide
+
+    def run(
+        self,
+        model: Simulator,
+        observe: Mapping[str, Any] | Observations | None,
+        num_traces: int | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Posterior:
+        """Draw and weigh traces.
+
+        Args:
+            model: the simulator.
+            observe: observed values by name.
+            num_traces: how many to execute (1000 where None); of a dataset, those of index below it (None: all).
+            seed: of the random numbers.
+            progress: show a bar; None shows it on a terminal.
+
+        Raises:
+            ObservationError: an observation name that no trace used.
+            DensityError: a log density is not a number, with address and parameters.
+        """
+        observations = as_observations(observe)
+        started = time.perf_counter()
+        if self.dataset is not None:
+            dataset = self.dataset if isinstance(self.dataset, Dataset) else Dataset(self.dataset)
+            with progress_bar("weighing stored traces", len(dataset), "traces", progress) as report:
+                posterior = weigh(dataset, model.name, observations, num_traces, self.keep_observes, report)
+        else:
+            count = DEFAULT_TRACES if num_traces is None else num_traces
+            plan = Plan(model, self.controller(), observations, seed, self.keep_observes)
+            with progress_bar("importance sampling", count, "traces", progress) as report:
+                traces = execute(plan, count, self.workers, report)
+            posterior = Posterior(traces, traces.log_weight, info={"executions": count})
+        return finish(posterior, type(self).__name__, model, observations, seed, started)

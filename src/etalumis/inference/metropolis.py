@@ -1,0 +1,233 @@
+"""Metropolis–Hastings over traces: LMH and RMH.
+
+LMH redraws one site from its prior (Wingate, Stuhlmüller and Goodman, AISTATS 2011); RMH walks at random on the
+site's support, with steps of a size that adapts during burn-in (Le, PhD thesis, Oxford 2015), and now and then
+redraws from the prior too. They differ in the kernel only. The acceptance ratio is in :mod:`.acceptance`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etalumis.distributions import BY_CODE
+from etalumis.execution import Observations, Simulator, TraceBatch
+from etalumis.execution.model import as_observations
+from etalumis.inference.acceptance import Move, log_acceptance_ratio
+from etalumis.inference.chain import Chain, Recorder
+from etalumis.inference.engine import DEFAULT_TRACES, warn
+from etalumis.inference.executions import join
+from etalumis.inference.kernels import Mixture, PriorKernel, RandomWalk
+from etalumis.inference.posterior import Posterior
+from etalumis.inference.progress import progress_bar
+from etalumis.inference.workers import Report, run_tasks
+
+_REPORT_EVERY = 200  # steps between two reports of progress
+_ENOUGH_MOVES = 20  # proposals after which a variable that never moved is worth a warning
+
+
+@dataclass(frozen=True)
+class LMH:
+    """Single-site Metropolis–Hastings with the prior as kernel.
+
+    Args:
+        chains: how many, each from a start of its own.
+        burn_in: steps of each chain before states are kept.
+        thinning: keep every so many-th state.
+        starts: draws from the prior of which the likeliest begins a chain.
+        workers: processes to run chains in; results do not depend on it.
+        keep_observes: keep the parameters of the likelihoods with the traces (for posterior predictive checks).
+    """
+
+    chains: int = 4
+    burn_in: int = 1000
+    thinning: int = 1
+    starts: int = 200
+    workers: int = 1
+    keep_observes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.chains < 1 or self.burn_in < 0 or self.thinning < 1 or self.starts < 1:
+            raise ValueError(f"chains, thinning and starts must be at least 1, burn_in at least 0; got {self}")
+
+    def kernel(self) -> Mixture:
+        """A chain's kernel."""
+        return Mixture([PriorKernel()], [1.0])
+
+    def log_acceptance(self, move: Move) -> float:
+        """Log of the acceptance ratio of a move."""
+        return log_acceptance_ratio(move)
+
+    def run(
+        self,
+        model: Simulator,
+        observe: Mapping[str, Any] | Observations | None,
+        num_traces: int | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Posterior:
+        """Run all chains.
+
+        Args:
+            model: the simulator.
+            observe: observed values by name.
+            num_traces: states kept after burn-in and thinning, over all chains (1000 where None).
+            seed: of the random numbers.
+            progress: show a bar; None shows it on a terminal.
+
+        Raises:
+            ObservationError: an observation name that no execution used.
+            InferenceError: no start of finite density was found.
+        """
+        num_traces = DEFAULT_TRACES if num_traces is None else num_traces
+        if num_traces < self.chains:
+            raise ValueError(f"{self.chains} chains can't share {num_traces} traces; ask for more, or fewer chains")
+        observations = as_observations(observe)
+        shares = [num_traces // self.chains + (c < num_traces % self.chains) for c in range(self.chains)]
+        total = self.chains * self.burn_in + self.thinning * num_traces
+        started = time.perf_counter()
+        with progress_bar(type(self).__name__, total, "steps", progress) as report:
+            common = (self, model, observations, seed)
+            outcomes = run_tasks(_run_chain, common, list(enumerate(shares)), self.workers, report)
+        for outcome in outcomes:
+            observations.used |= outcome.used
+        observations.check_used(set().union(*(outcome.names for outcome in outcomes)))
+        posterior = _assemble(model, outcomes)
+        posterior.info |= {
+            "engine": type(self).__name__,
+            "settings": asdict(self),
+            "model": model.name,
+            "seed": seed,
+            "observed": sorted(observations.values),
+            "seconds": time.perf_counter() - started,
+            "warnings": _stuck_warning([outcome.stuck for outcome in outcomes]),
+        }
+        warn(posterior)
+        return posterior
+
+
+@dataclass(frozen=True)
+class RMH(LMH):
+    """Single-site Metropolis–Hastings with random walks of adapting size.
+
+    Args:
+        prior_fraction: share of moves that redraw from the prior instead, which lets chains jump.
+        initial_step: first step size, in standard deviations of the site's prior.
+        target_acceptance: what step sizes adapt to during burn-in.
+    """
+
+    prior_fraction: float = 0.1
+    initial_step: float = 0.5
+    target_acceptance: float = 0.44
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.prior_fraction <= 1.0 or not 0.0 < self.target_acceptance < 1.0 or self.initial_step <= 0:
+            raise ValueError(f"prior_fraction and target_acceptance are shares, initial_step is positive; got {self}")
+
+    def kernel(self) -> Mixture:
+        walk = RandomWalk(self.initial_step, self.target_acceptance)
+        return Mixture([PriorKernel(), walk], [self.prior_fraction, 1.0 - self.prior_fraction])
+
+
+class _Outcome(NamedTuple):
+    """What one chain brings home."""
+
+    traces: TraceBatch
+    rows: NDArray[np.int64]
+    tally: dict[int, list[int]]
+    executions: int
+    used: set[str]
+    names: set[str]
+    stuck: list[str]
+
+
+def _run_chain(common: tuple[LMH, Simulator, Observations, int], task: tuple[int, int], report: Report) -> _Outcome:
+    engine, model, observations, seed = common
+    number, count = task
+    chain = Chain(model, observations, engine.kernel(), engine.log_acceptance, seed, number)
+    chain.start(engine.starts)
+    recorder = Recorder(model, count, engine.keep_observes)
+    accepted = 0
+    for step in range(1, engine.burn_in + count * engine.thinning + 1):
+        if step == engine.burn_in + 1:
+            chain.freeze()
+        accepted += chain.step()
+        after = step - engine.burn_in
+        if after > 0 and after % engine.thinning == 0:
+            recorder.keep(chain.trace)
+        if step % _REPORT_EVERY == 0:
+            report(_REPORT_EVERY, f"acceptance {accepted / step:.2f}")
+    report(step % _REPORT_EVERY, f"acceptance {accepted / step:.2f}")
+    traces, rows = recorder.finish()
+    stuck = stuck_discrete(traces, chain.tally)
+    return _Outcome(traces, rows, chain.tally, chain.executions, observations.used, chain.names, stuck)
+
+
+def _assemble(model: Simulator, outcomes: Sequence[_Outcome]) -> Posterior:
+    """One posterior of all chains, under the model's own address book."""
+    traces = join(model, [outcome.traces for outcome in outcomes])
+    tally: dict[int, list[int]] = {}
+    for outcome in outcomes:
+        theirs = outcome.traces.addresses
+        for address, counts in outcome.tally.items():
+            ours = address if theirs is traces.addresses else traces.addresses.find(theirs[address])
+            assert ours is not None
+            sums = tally.setdefault(ours, [0, 0])
+            sums[0] += counts[0]
+            sums[1] += counts[1]
+    starts = np.cumsum([0] + [len(outcome.traces) for outcome in outcomes])
+    rows = np.concatenate([outcome.rows + start for outcome, start in zip(outcomes, starts, strict=False)])
+    chains = np.repeat(np.arange(len(outcomes)), [len(outcome.rows) for outcome in outcomes])
+    moves, accepted_moves = np.sum(list(tally.values()), axis=0).tolist()
+    info = {
+        "executions": sum(outcome.executions for outcome in outcomes),
+        "acceptance": accepted_moves / moves,
+        "moves": [[address, *counts] for address, counts in sorted(tally.items())],
+    }
+    return Posterior(traces, np.zeros(len(rows)), rows, chains, markov=True, info=info)
+
+
+def stuck_discrete(traces: TraceBatch, tally: Mapping[int, Sequence[int]]) -> list[str]:
+    """Discrete variables that kept one value through a whole chain while others moved.
+
+    Args:
+        traces: a chain's distinct states.
+        tally: how often each address was proposed to move, and did.
+
+    Returns:
+        their names, or addresses where they have none.
+    """
+    discrete = np.zeros(max(BY_CODE) + 1, dtype=np.bool_)
+    discrete[[code for code, family in BY_CODE.items() if family.discrete]] = True
+    scalar = np.diff(traces.value_offsets) == 1
+    draws = np.flatnonzero(discrete[traces.distributions.code[traces.distribution]] & scalar & ~traces.conditioned)
+    address, numbers = traces.address[draws], traces.value[traces.value_offsets[:-1][draws]]
+    found = []
+    for identifier, (proposed, _) in tally.items():
+        here = address == identifier
+        if proposed >= _ENOUGH_MOVES and here.sum() == len(traces) > 1 and np.ptp(numbers[here]) == 0.0:
+            name = traces.names[traces.name[draws[here][0]]]
+            found.append(name or str(traces.addresses[identifier]))
+    return found
+
+
+def _stuck_warning(stuck: Sequence[Sequence[str]]) -> list[str]:
+    chains: dict[str, list[str]] = {}
+    for number, names in enumerate(stuck):
+        for name in names:
+            chains.setdefault(name, []).append(str(number))
+    if not chains:
+        return []
+    shown = "; ".join(f"{name!r} in chains {', '.join(c)}" for name, c in list(chains.items())[:5])
+    more = f"; and {len(chains) - 5} more" if len(chains) > 5 else ""
+    # R̂ can't see it: momenta may mix well while every chain sits in a decay channel of its own.
+    return [
+        f"discrete variables never moved: {shown}{more}. Either only one value fits the observation, or single-site "
+        "moves can't switch them: compare chains from other seeds, or check against importance sampling or IC"
+    ]
