@@ -1,0 +1,224 @@
+"""The command line: ``etalumis VERB [KEY=VALUE ...]``.
+
+Each verb composes its settings from :mod:`etalumis.conf` and hands them to the room that does the work. Worker
+processes import this module too, so nothing heavy is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Config = Mapping[str, Any]
+
+VERBS = {
+    "simulate": "execute a simulator from its prior and store the traces",
+    "train": "train an inference network on stored traces",
+    "event": "make one event with known truth to infer",
+    "infer": "infer everything random in a simulator, given an observation",
+    "report": "draw and tabulate the posteriors of one event",
+    "demo": "all of it: simulate, train, infer by several engines, report",
+}
+_HELP = {"-h", "--help"}
+_OURS = ("etalumis", "__main__")
+_FOR_USERS = (ValueError, RuntimeError, ArithmeticError, ImportError, OSError, TypeError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in _HELP:
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        print(importlib.import_module("etalumis").__version__)
+        return 0
+    verb = words.pop(0)
+    if verb not in VERBS:
+        print(f"etalumis: there is no verb {verb!r}; the verbs are {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = say_warning
+            run(verb, words)
+    except KeyboardInterrupt:
+        print(f"\netalumis {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if wants_traceback(words) or not is_for_users(error):
+            traceback.print_exc()
+        else:
+            print(f"etalumis {verb}: {message(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(verb: str, words: Sequence[str]) -> None:
+    """Run one verb; exceptions leave."""
+    from etalumis.conf.compose import compose, plain
+
+    if not _HELP.isdisjoint(words):
+        from etalumis.conf.help import verb_help
+
+        print(verb_help(verb), end="")
+        return
+    options, overrides = split_options(words)
+    config = compose(verb, overrides, options.get("--config-dir"))
+    if "--cfg" in options:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(config), end="")
+        return
+    RUN[verb](plain(config))
+
+
+def split_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The options ``--cfg`` and ``--config-dir DIR``, and the overrides.
+
+    Raises:
+        ValueError: an unknown option, or one without its value.
+    """
+    options: dict[str, str] = {}
+    overrides: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            overrides.append(word)
+        elif word == "--cfg":
+            options[word] = ""
+        elif word == "--config-dir":
+            options[word] = next(rest, "")
+        else:
+            raise ValueError(f"there is no option {word}; settings are given as KEY=VALUE, see --help")
+    if options.get("--config-dir") == "":
+        raise ValueError("--config-dir needs a folder")
+    return options, overrides
+
+
+def overview() -> str:
+    """The help of the whole program."""
+    verbs = "\n".join(f"  {verb:<10} {about}" for verb, about in VERBS.items())
+    return (
+        f"usage: etalumis VERB [KEY=VALUE ...]\n\n{verbs}\n\n"
+        "etalumis VERB --help explains a verb's settings and shows examples."
+    )
+
+
+# --- verbs --------------------------------------------------------------------------------------------------------
+
+
+def simulate(config: Config) -> None:
+    """Store traces from the prior."""
+    from etalumis.conf.simulation import run
+
+    run(config)
+
+
+def train(config: Config) -> None:
+    """Train a network."""
+    use_threads(config["threads"])
+    from etalumis.lit_models.fit import fit
+
+    fit(config)
+
+
+def event(config: Config) -> None:
+    """Store one event with its truth."""
+    from etalumis.conf.build import build_model
+    from etalumis.conf.events import simulate_event
+
+    made = simulate_event(build_model(config["simulator"]), config["seed"], config["index"])
+    made.save(config["output"])
+    print(f"{config['output']} observes {', '.join(made.observe)}")
+    for name, value in made.truth.items():
+        meaning = f"  ({made.labels[name][int(value)]})" if name in made.labels else ""
+        print(f"  {name:<20} {value:.6g}{meaning}")
+
+
+def infer(config: Config) -> None:
+    """Infer, print a summary and save the posterior."""
+    use_threads(config["threads"])
+    from etalumis.conf.build import build, build_model
+    from etalumis.conf.events import read_observation
+
+    observe = read_observation(config["observe"])
+    settings = config["engine"]
+    if "checkpoint" in settings and settings["checkpoint"] is None:
+        raise ValueError(
+            "this engine needs a trained network: give checkpoint=FOLDER/network.pt as etalumis train wrote it, or "
+            "choose another, as engine=rmh"
+        )
+    engine = build(settings)
+    posterior = engine.run(build_model(config["simulator"]), observe, config["num_traces"], seed=config["seed"])
+    posterior.save(config["output"])
+    print(posterior)
+    print(f"saved in {config['output']}")
+
+
+def report(config: Config) -> None:
+    """Draw and tabulate posteriors."""
+    importlib.import_module("etalumis.report").run(config)
+
+
+def demo(config: Config) -> None:
+    """Simulate, train, infer, report."""
+    use_threads(config["threads"])
+    importlib.import_module("etalumis.demo").run(config)
+
+
+RUN: dict[str, Callable[[Config], None]] = {
+    verb.__name__: verb for verb in (simulate, train, event, infer, report, demo)
+}
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use this many threads in this process: it reads the variable when it is imported."""
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+def wants_traceback(words: Sequence[str]) -> bool:
+    """Whether the user asked to see where an error came from."""
+    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or "debug=true" in words
+
+
+def is_for_users(error: Exception) -> bool:
+    """Whether an error was written for users, by our own code or by Hydra; all others are bugs and show where."""
+    if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "etalumis"):
+        return True
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    raised_in = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
+    return raised_in.partition(".")[0] in _OURS and isinstance(error, _FOR_USERS)
+
+
+def message(error: Exception) -> str:
+    """An error's text, with the setting that it names where Hydra knows one."""
+    text = str(error)
+    if type(error).__name__ == "MissingMandatoryValue":
+        key = getattr(error, "full_key", None) or getattr(error, "key", None)
+        return f"{key} must be given: {key}=..." if key else text
+    return text
+
+
+def say_warning(
+    text: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """A warning in one line."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

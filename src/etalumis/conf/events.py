@@ -1,0 +1,74 @@
+"""Single events: making one with known truth, and reading what to infer from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from etalumis.distributions import Stream
+from etalumis.execution import Observations, Prior, Simulator
+from etalumis.report import Event
+
+
+def simulate_event(model: Simulator, seed: int = 0, index: int = 0) -> Event:
+    """Execute a model once from its prior; what it observed becomes the event, what it drew and tagged the truth.
+
+    Args:
+        model: the simulator. Where its function has an attribute ``labels`` (name to names of categories), the
+            event keeps them.
+        seed, index: which trace; values of observes are drawn by it too.
+
+    Raises:
+        ValueError: the execution observes nothing under a name.
+    """
+    trace = model.execute(Prior(), Observations(), Stream(seed), index)
+    observed: dict[str, Any] = {}
+    for statement in trace.observes:
+        if statement.name:
+            observed.setdefault(statement.name, []).append(statement.value)
+    if not observed:
+        raise ValueError(f"trace {index} of {model.name!r} observes nothing under a name: there is nothing to infer")
+    observe = {name: np.asarray(values[0] if len(values) == 1 else values) for name, values in observed.items()}
+    pairs = [(name, value) for name, value in zip(trace.names, trace.values, strict=True) if name]
+    pairs += [(tag.name, tag.value) for tag in trace.tags if tag.name]
+    times = Counter(name for name, _ in pairs)
+    truth = {n: float(v) for n, v in pairs if times[n] == 1 and np.ndim(v) == 0 and isinstance(v, (int, float))}
+    labels = getattr(getattr(model, "function", None), "labels", {})
+    return Event(observe, truth, {name: tuple(names) for name, names in labels.items() if name in truth})
+
+
+def read_observation(source: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Observed values by name, as engines take them.
+
+    Args:
+        source: an event file (``.npz``), a ``.json`` file of name to number or list, or the values themselves.
+
+    Raises:
+        ValueError: the file is missing or of another kind, or there are no values.
+    """
+    if isinstance(source, Mapping):
+        found = dict(source)
+    elif Path(source).suffix == ".json":
+        found = _read_json(Path(source))
+    else:
+        found = dict(Event.load(source).observe)
+    if not found:
+        raise ValueError("nothing to infer from: give observe=event.npz, or values as observe.NAME=VALUE")
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no observation file {path}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f'{path} must hold an object of name to value, such as {{"obs0": 8.0}}')
+    return document
