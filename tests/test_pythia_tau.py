@@ -97,7 +97,7 @@ def test_the_channel_drawn_is_the_channel_taken(mode: int, count: int) -> None:
     for trace in run(model, indices=range(count), seed=5, draw_observations=False):
         assert trace.result == trace["decay_channel"] == taken_channel(model.function)
         seen.add(trace.result)
-    assert len(seen) > 15
+    assert len(seen) > 10
 
 
 @pytest.mark.parametrize("edge", [0.0, 1e-300, 2.0**-53, 0.5, 1.0 - 2.0**-53, 1.0])
