@@ -46,11 +46,8 @@ class Settings:
 
     @property
     def repeats(self) -> int:
+        """The least number of repeats of a comparison."""
         return QUICK_REPEATS if self.quick else FULL_REPEATS
-
-    def pick(self, full: int, quick: int) -> int:
-        """The size of one repeat's work."""
-        return quick if self.quick else full
 
 
 def alternate(measures: Iterable[Measure], repeats: int) -> list[float]:
@@ -72,26 +69,34 @@ def compare(
     settings: Settings,
     smaller_is_better: bool = False,
     note: str = "",
+    rounds: int = 1,
 ) -> Result:
     """Measure two things alternately; ``smaller_is_better`` measures (times, bytes) give ``theirs / ours``.
 
+    ``rounds`` multiplies the repeats: many short ones withstand a busy machine better than few long ones.
     With ``theirs`` None (a peer that cannot be had; ``note`` says why) only ours is measured.
     """
+    repeats = rounds * settings.repeats
     if theirs is None:
-        (value,) = alternate([ours], settings.repeats)
-        return Result(name, None, target, significant(value), None, unit, settings.repeats, note)
-    mine, other = alternate([ours, theirs], settings.repeats)
+        (value,) = alternate([ours], repeats)
+        return Result(name, None, target, significant(value), None, unit, repeats, note)
+    mine, other = alternate([ours, theirs], repeats)
     ratio = other / mine if smaller_is_better else mine / other
-    return Result(
-        name, significant(ratio), target, significant(mine), significant(other), unit, settings.repeats, note
-    )
+    return Result(name, significant(ratio), target, significant(mine), significant(other), unit, repeats, note)
 
 
 def single(
-    name: str, measure: Measure, *, unit: str, target: float | None, settings: Settings, note: str = ""
+    name: str,
+    measure: Measure,
+    *,
+    unit: str,
+    target: float | None,
+    settings: Settings,
+    note: str = "",
+    rounds: int = 1,
 ) -> Result:
     """A single measured value: ``ratio`` and ``theirs`` are None."""
-    return compare(name, measure, None, unit=unit, target=target, settings=settings, note=note)
+    return compare(name, measure, None, unit=unit, target=target, settings=settings, note=note, rounds=rounds)
 
 
 def rate(work: Callable[[int], object], count: int) -> Measure:

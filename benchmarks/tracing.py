@@ -19,6 +19,7 @@ from benchmarks.common import Measure, Result, Settings, compare, main, rate, si
 from benchmarks.pyprob_peer import PeerUnavailableError, PyprobPeer
 from etalumis.distributions import Normal, Uniform
 
+TRACES = 4000  # of ours in one repeat; an eighth of it of theirs, to take about as long
 DRAWS = 1000  # sample statements in one execution of the overhead measurement
 
 
@@ -73,8 +74,7 @@ def sample_overhead(executions: int) -> Measure:
 
 def beside_pyprob(settings: Settings) -> Iterator[Result]:
     """``prior_vs_pyprob`` and ``rmh_vs_pyprob``; alone, with a note, where pyprob cannot be had."""
-    prior, rmh = settings.pick(20_000, 10_000), settings.pick(10_000, 4_000)
-    ours = {"prior": rate(ours_prior, prior), "rmh": rate(ours_rmh, rmh)}
+    ours = {"prior": rate(ours_prior, TRACES), "rmh": rate(ours_rmh, TRACES)}
     with contextlib.ExitStack() as stack:
         theirs: dict[str, Measure | None] = {"prior": None, "rmh": None}
         note = ""
@@ -84,20 +84,20 @@ def beside_pyprob(settings: Settings) -> Iterator[Result]:
             note = str(error)
         else:
             theirs = {
-                "prior": lambda: float(peer.ask("prior", num_traces=prior // 8)["rate"]),
-                "rmh": lambda: float(peer.ask("rmh", num_traces=rmh // 8)["rate"]),
+                "prior": lambda: float(peer.ask("prior", num_traces=TRACES // 8)["rate"]),
+                "rmh": lambda: float(peer.ask("rmh", num_traces=TRACES // 8)["rate"]),
             }
         for job, measure in ours.items():
             name = f"{job}_vs_pyprob"
             yield compare(
-                name, measure, theirs[job], unit="traces/s", target=10.0, settings=settings, note=note
+                name, measure, theirs[job], unit="traces/s", target=10.0, settings=settings, note=note, rounds=3
             )
 
 
 def results(settings: Settings) -> Iterator[Result]:
     yield from beside_pyprob(settings)
-    overhead = sample_overhead(settings.pick(50, 20))
-    yield single("sample_overhead_us", overhead, unit="us", target=6.0, settings=settings)
+    overhead = sample_overhead(executions=10)
+    yield single("sample_overhead_us", overhead, unit="us", target=6.0, settings=settings, rounds=3)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def tau_sample(label: str, seed: int, size: int = 4000, markov: bool = False, sh
         values,
         np.zeros(size) if markov else rng.normal(0.0, 0.8, size),
         np.repeat(np.arange(4), size // 4) if markov else None,
-        {"engine": label, "wall_time_s": 2.0, "executions": size},
+        {"engine": label, "seconds": 2.0, "executions": size},
     )
 
 

@@ -25,7 +25,7 @@ class Sample:
         values: variable name → values, each shape (N,); integer arrays are categories or counts.
         log_weights: shape (N,); zeros for chains.
         chain: the chain of each draw, int (N,); None for importance samples.
-        info: how it was made: "engine", "wall_time_s", "executions", where known.
+        info: how it was made: "engine", "seconds" (of wall time), "executions", where known.
         num_dropped: further draws whose weight is zero.
     """
 

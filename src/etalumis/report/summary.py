@@ -102,7 +102,7 @@ def quality(sample: Sample, variables: Iterable[str]) -> Quality:
         mixing = {name: _mixing(sample, name) for name in variables}
         worst = max(mixing, key=lambda name: mixing[name][0])
         rhat, ess = _finite(mixing[worst][0]), min(size for _, size in mixing.values())
-    time, executions = sample.info.get("wall_time_s"), sample.info.get("executions")
+    time, executions = sample.info.get("seconds"), sample.info.get("executions")
     return Quality(
         label=sample.label,
         engine=str(sample.info.get("engine", sample.label)),

@@ -1,0 +1,119 @@
+"""The benchmark harness: its arithmetic, its output, and the peer's isolation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import common  # noqa: E402
+from benchmarks.common import Result, Settings, compare, significant, single  # noqa: E402
+from benchmarks.pyprob_peer import PeerUnavailableError, PyprobPeer, install  # noqa: E402
+
+QUICK = Settings(quick=True)
+
+
+def sequence(*values: float) -> Callable[[], float]:
+    """A measure that yields these values in turn; the first is the warm-up."""
+    numbers = iter(values)
+    return lambda: next(numbers)
+
+
+def test_medians_are_taken_after_a_warm_up() -> None:
+    result = single("latency_us", sequence(99.0, 1.0, 5.0, 2.0), unit="us", target=6.0, settings=QUICK)
+    assert (result.ours, result.repeats, result.ratio, result.theirs) == (2.0, 3, None, None)
+
+
+def test_measures_alternate() -> None:
+    calls: list[str] = []
+
+    def measure(name: str) -> Callable[[], float]:
+        return lambda: calls.append(name) or 1.0  # type: ignore[func-returns-value]
+
+    compare("x_vs_y", measure("a"), measure("b"), unit="1/s", target=None, settings=QUICK, rounds=2)
+    assert calls == ["a", "b"] * 7
+
+
+@pytest.mark.parametrize(("smaller_is_better", "ratio"), [(False, 4.0), (True, 0.25)])
+def test_larger_ratios_are_better(smaller_is_better: bool, ratio: float) -> None:
+    result = compare(
+        "x_vs_y", lambda: 8.0, lambda: 2.0, unit="", target=1.0, settings=QUICK, smaller_is_better=smaller_is_better
+    )
+    assert result.ratio == ratio
+
+
+def test_without_a_peer_ours_is_measured_and_the_note_says_why() -> None:
+    result = compare("x_vs_y", lambda: 8.0, None, unit="1/s", target=10.0, settings=QUICK, note="no network")
+    assert (result.ours, result.theirs, result.ratio, result.note) == (8.0, None, None, "no network")
+
+
+def test_numbers_keep_four_significant_digits() -> None:
+    assert significant(123456.0) == 123500.0
+    assert significant(0.000123456) == 0.0001235
+
+
+def test_the_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    def results(settings: Settings) -> Iterator[Result]:
+        yield single("a_us", lambda: 1.5, unit="us", target=2.0, settings=settings)
+        print("chatter of a library")
+
+    assert common.main("example", results, ["--json", "--quick"], pinned=False) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["benchmark"] == "example"
+    assert {"processor", "cores", "python", "numpy", "torch"} <= set(report["machine"])
+    assert report["results"] == [
+        {
+            "name": "a_us",
+            "ratio": None,
+            "target": 2.0,
+            "ours": 1.5,
+            "theirs": None,
+            "unit": "us",
+            "repeats": 3,
+            "note": "",
+        }
+    ]
+
+
+def test_a_peer_that_cannot_be_installed_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nothing"))
+    with pytest.raises(PeerUnavailableError, match="pyprob"):
+        install(tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".gitignore"]
+
+
+@pytest.mark.slow
+def test_pyprob_runs_the_same_model_outside_of_this_process() -> None:
+    """Its posterior is that of two observations 8 and 9: mean 7.25, standard deviation 0.913."""
+    pytest.importorskip("torch")
+    try:
+        peer = PyprobPeer()
+    except PeerUnavailableError as error:
+        pytest.skip(str(error))
+    with peer:
+        prior, rmh = peer.ask("prior", num_traces=2000), peer.ask("rmh", num_traces=4000)
+        with pytest.raises(RuntimeError, match="no_such_job"):
+            peer.ask("no_such_job")
+    assert prior["mean"] == pytest.approx(1.0, abs=0.3)
+    assert prior["std"] == pytest.approx(5**0.5, abs=0.3)
+    assert rmh["mean"] == pytest.approx(7.25, abs=0.6)
+    assert rmh["rate"] > 0.0
+    assert "pyprob" not in sys.modules
+
+
+@pytest.mark.slow
+def test_tracing_reports_what_outside_checks_read() -> None:
+    command = [sys.executable, "-m", "benchmarks.tracing", "--json", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    results = {r["name"]: r for r in json.loads(done.stdout.splitlines()[-1])["results"]}
+    assert set(results) == {"prior_vs_pyprob", "rmh_vs_pyprob", "sample_overhead_us"}
+    assert results["prior_vs_pyprob"]["target"] == 10.0
+    assert 0.0 < results["sample_overhead_us"]["ours"] < 30.0
