@@ -80,6 +80,11 @@ class Distribution(ABC):
         """The parameters in wire order, as given: floats, or float64 arrays."""
         return self._read(self)
 
+    @classmethod
+    def from_parameters(cls, *parameters: Any) -> Distribution:
+        """The inverse of :meth:`parameters`."""
+        return cls(*parameters)
+
     def pack(self) -> tuple[float, ...]:
         """The parameters as flat numbers: each broadcast to ``shape``, row-major, one after the other."""
         if not self.shape:

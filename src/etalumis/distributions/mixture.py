@@ -65,6 +65,11 @@ class Mixture(Continuous):
         """The packed form as one vector."""
         return (np.array(self.pack()),)
 
+    @classmethod
+    def from_parameters(cls, *parameters: Any) -> Mixture:
+        (packed,) = parameters
+        return cls.unpack(np.asarray(packed, dtype=np.float64).tolist())
+
     def pack(self) -> tuple[float, ...]:
         flat = [float(len(self.components)), *self.weights]
         for component in self.components:

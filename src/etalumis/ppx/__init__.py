@@ -1,0 +1,1 @@
+"""PPX: the protocol by which simulators in any language become probabilistic programs."""

@@ -1,0 +1,11 @@
+"""What can go wrong between an engine and a simulator."""
+
+from __future__ import annotations
+
+
+class ProtocolError(ValueError):
+    """A message is malformed, or is not what the protocol allows now."""
+
+
+class SimulatorError(RuntimeError):
+    """A simulator died, hung, gave up or can't be reached; the message tells its last words."""
