@@ -201,7 +201,8 @@ def test_other_simulators_get_a_grid_of_marginals() -> None:
 
 
 def test_channels_are_written_in_symbols() -> None:
-    assert category_label("pi- 2pi0 nu_tau") == "π⁻ 2π⁰ ν"
+    assert category_label("nu_tau pi0 pi0 pi-") == "2π⁰ π⁻"
+    assert category_label("pi 2pi0") == "π 2π⁰"
     assert category_label("K pi0") == "K π⁰"
 
 

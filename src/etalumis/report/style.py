@@ -7,6 +7,7 @@ also differ in dash and fill, so that a grey print still reads.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,13 +63,6 @@ _AXES = {
     "decay_channel": "decay channel",
 }
 _PARTICLES = {
-    "nu_taubar": "ν̄",
-    "nubar_tau": "ν̄",
-    "nu_tau": "ν",
-    "nu_ebar": "ν̄ₑ",
-    "nubar_e": "ν̄ₑ",
-    "nu_mubar": "ν̄",
-    "nubar_mu": "ν̄",
     "pi0": "π⁰",
     "pi-": "π⁻",
     "pi+": "π⁺",
@@ -84,8 +78,9 @@ _PARTICLES = {
     "K-": "K⁻",
     "K+": "K⁺",
     "Kbar0": "K̄⁰",
-    "K_S0": "K⁰",
-    "K_L0": "K⁰",
+    "K_S0": "K⁰_S",
+    "K_L0": "K⁰_L",
+    "K*-": "K*⁻",
 }
 
 
@@ -95,8 +90,9 @@ def axis_label(name: str) -> str:
 
 
 def category_label(name: str) -> str:
-    """A decay channel's products in symbols: "pi- 2pi0 nu_tau" becomes "π⁻ 2π⁰ ν"."""
-    return " ".join(_symbol(word) for word in name.split())
+    """A decay channel's visible products in symbols: "nu_tau pi0 pi0 pi-" becomes "2π⁰ π⁻"."""
+    counts = Counter(word for word in name.split() if not word.startswith("nu"))
+    return " ".join(f"{count if count > 1 else ''}{_symbol(word)}" for word, count in counts.items()) or name
 
 
 def _symbol(word: str) -> str:

@@ -116,6 +116,11 @@ class PythiaTau:
         self._idle.append(generator)
         return generator.channels
 
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """What the values of ``decay_channel`` are called: their products, such as ``"nu_tau pi-"``."""
+        return {"decay_channel": tuple(" ".join(products) for products in self.channels)}
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_idle"}
 

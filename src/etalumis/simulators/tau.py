@@ -206,6 +206,11 @@ class Tau:
         tag(event.visible_energy, name="visible_energy")
         return float(channel)
 
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """What the values of ``decay_channel`` are called."""
+        return {"decay_channel": tuple(channel.label for channel in CHANNELS)}
+
     def decay(self, channel: int, momentum: Momentum) -> Event:
         """Draw the decay of a τ⁻ of four-momentum ``momentum`` through ``CHANNELS[channel]``."""
         event = Event()
