@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 SAMPLE = 0
 OBSERVE = 1
 _ARRAY = 2
-_FIRST_BLOCK = 16  # statements whose uniforms are made at once; doubles whenever a trace outgrows it
+_FIRST_BLOCK = 8  # statements whose uniforms are made at once; doubles whenever a trace outgrows it
+_SCALE = 2.0**-52
 _WORD = (1 << 64) - 1
 
 
@@ -69,7 +70,7 @@ class Stream:
         self._key: NDArray[np.uint64] = self._state["state"]["key"]
         self._key[0] = self.seed
         self._state["buffer_pos"] = 4  # nothing buffered: the next number comes from the counter
-        self._block: tuple[list[float], list[float]] = ([], [])
+        self._block: tuple[list[int], list[int]] = ([], [])
         # numbers beyond a scalar statement's first four: of which refill and kind, and from which ordinal on
         self._spill: list[float] = []
         self._spilled: tuple[int, int, int] = (0, 0, 0)
@@ -98,7 +99,7 @@ class Stream:
         block = self._block[self._kind]
         if cursor >= len(block):
             self._extend(block, cursor)
-        return block[cursor]
+        return ((block[cursor] >> 12) + 0.5) * _SCALE  # converted when used: most statements use one or two of four
 
     def elements(self, count: int) -> NDArray[np.float64]:
         """Uniforms of an array statement, shape (count, 4): row i belongs to element i in row-major order."""
@@ -114,10 +115,10 @@ class Stream:
     def _ordinal(self) -> int:
         return self._limit // 4 - 1
 
-    def _extend(self, block: list[float], cursor: int) -> None:
+    def _extend(self, block: list[int], cursor: int) -> None:
         while cursor >= len(block):
             have = len(block) // 4
-            block.extend(self._raw(have, 0, 0, self._kind, 4 * max(have, _FIRST_BLOCK)).tolist())
+            block.extend(self._bits_at(have, 0, 0, self._kind, 4 * max(have, _FIRST_BLOCK)).tolist())
 
     def _beyond(self, cursor: int) -> float:
         """A scalar statement that needs more than four numbers goes on at the same ordinal, next refill."""
@@ -134,12 +135,16 @@ class Stream:
         return self._spill[place]
 
     def _raw(self, low: int, refill: int, word2: int, word3: int, count: int) -> NDArray[np.float64]:
+        """``count`` uniforms from this counter on."""
+        bits = self._bits_at(low, refill, word2, word3, count)
+        return np.asarray(((bits >> np.uint64(12)) + 0.5) * _SCALE, dtype=np.float64)
+
+    def _bits_at(self, low: int, refill: int, word2: int, word3: int, count: int) -> NDArray[np.uint64]:
         counter = self._counter
         # NumPy increments the counter before use: starting at `low` makes the first value that of `low + 1`.
         counter[0], counter[1], counter[2], counter[3] = low, refill, word2, word3
         self._bits.state = self._state
-        bits = self._bits.random_raw(count)
-        return np.asarray(((bits >> np.uint64(12)) + 0.5) * 2.0**-52, dtype=np.float64)
+        return self._bits.random_raw(count)
 
 
 class _Element:

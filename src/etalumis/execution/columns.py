@@ -41,14 +41,14 @@ class DistributionTable:
         return BY_CODE[int(self.code[row])].unpack(packed.tolist(), self.shapes[row])
 
     @classmethod
-    def from_distributions(cls, distributions: Sequence[Distribution]) -> DistributionTable:
-        packed = [d.pack() for d in distributions]
-        lengths = np.array([len(p) for p in packed], dtype=np.int64)
+    def from_packed(cls, rows: Sequence[tuple[int, tuple[int, ...], Sequence[float]]]) -> DistributionTable:
+        """A table of (code, shape, packed parameters)."""
+        lengths = np.array([len(packed) for _, _, packed in rows], dtype=np.int64)
         return cls(
-            np.array([d.code for d in distributions], dtype=np.uint8),
+            np.array([code for code, _, _ in rows], dtype=np.uint8),
             np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
-            np.array([x for p in packed for x in p], dtype=np.float64),
-            tuple(d.shape for d in distributions),
+            np.array([x for _, _, packed in rows for x in packed], dtype=np.float64),
+            tuple(shape for _, shape, _ in rows),
         )
 
     @classmethod
