@@ -49,10 +49,11 @@ def ess_bulk(chains: ArrayLike) -> float:
 
 def ess_tail(chains: ArrayLike) -> float:
     """The smaller effective sample size of the 5 % and 95 % quantiles; ``nan`` where all draws are equal."""
-    halves = _split(_as_chains(chains))
+    draws = _as_chains(chains)
+    halves = _split(draws)
     if halves is None:
         return math.nan
-    indicators = [(halves <= quantile).astype(np.float64) for quantile in np.quantile(halves, (0.05, 0.95))]
+    indicators = [(halves <= quantile).astype(np.float64) for quantile in np.quantile(draws, (0.05, 0.95))]
     # An indicator that is constant (a discrete variable whose extreme value holds the quantile) says nothing.
     return float(np.fmin.reduce([_ess(indicator) for indicator in indicators]))
 
@@ -98,7 +99,8 @@ def _rank_normalise(chains: Array) -> Array:
 
 def _rhat(chains: Array) -> float:
     length = chains.shape[1]
-    within = float(chains.var(axis=1, ddof=1).mean())
+    standing = not np.ptp(chains, axis=1).any()
+    within = 0.0 if standing else float(chains.var(axis=1, ddof=1).mean())
     between = float(chains.mean(axis=1).var(ddof=1))
     if within == 0.0:
         return math.inf if between > 0.0 else math.nan
@@ -117,12 +119,14 @@ def _ess(chains: Array) -> float:
     correlation[0] = 1.0
     pairs = correlation[: length // 2 * 2].reshape(-1, 2).sum(axis=1)
     negative = np.flatnonzero(pairs < 0.0)
-    cut = int(negative[0]) if len(negative) else len(pairs) - 1
+    cut = max((length - 3) // 2, 0)  # the last lags have hardly any terms
+    if len(negative):
+        cut = min(cut, int(negative[0]))
     # The even term of the first negative pair improves the estimate for antithetic chains.
     even = max(float(correlation[2 * cut]), 0.0) if cut > 0 else 0.0
     time = -1.0 + 2.0 * float(np.minimum.accumulate(pairs[: max(cut, 1)]).sum()) + even
     draws = count * length
-    return draws / max(time, 1.0 / math.log10(draws))
+    return float(draws / max(time, 1.0 / math.log10(draws)))
 
 
 def _autocovariance(chains: Array) -> Array:

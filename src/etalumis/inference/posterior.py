@@ -205,7 +205,7 @@ class Posterior:
         values = self._numbers(name, index, missing)
         flat = values.reshape(len(values), -1)
         columns = [_weighted_quantile(flat[:, k], self.weights, levels) for k in range(flat.shape[1])]
-        return _plain(np.stack(columns, axis=-1).reshape(*levels.shape, *values.shape[1:]))
+        return _plain(np.stack(columns, axis=-1).reshape(levels.shape + values.shape[1:]))
 
     def probabilities(self, name: str, index: int | None = None, missing: Any = UNSET) -> dict[Any, float]:
         """The posterior probability of each value of a discrete variable, in rising order of values."""
