@@ -7,12 +7,13 @@ processes import this module too, so nothing heavy is imported before a verb nee
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 Config = Mapping[str, Any]
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if wants_traceback(words) or not is_for_users(error):
             traceback.print_exc()
         else:
-            print(f"etalumis {verb}: {message(error)}", file=sys.stderr)
+            print(f"etalumis {verb}: {text_of(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -68,7 +69,7 @@ def run(verb: str, words: Sequence[str]) -> None:
     if not _HELP.isdisjoint(words):
         from etalumis.conf.help import verb_help
 
-        print(verb_help(verb), end="")
+        print(verb_help(verb, words), end="")
         return
     options, overrides = split_options(words)
     config = compose(verb, overrides, options.get("--config-dir"))
@@ -157,6 +158,7 @@ def infer(config: Config) -> None:
             "choose another, as engine=rmh"
         )
     engine = build(settings)
+    logging.getLogger("etalumis.inference").setLevel(logging.ERROR)  # the printed posterior says its warnings
     posterior = engine.run(build_model(config["simulator"]), observe, config["num_traces"], seed=config["seed"])
     posterior.save(config["output"])
     print(posterior)
@@ -204,7 +206,7 @@ def is_for_users(error: Exception) -> bool:
     return raised_in.partition(".")[0] in _OURS and isinstance(error, _FOR_USERS)
 
 
-def message(error: Exception) -> str:
+def text_of(error: Exception) -> str:
     """An error's text, with the setting that it names where Hydra knows one."""
     text = str(error)
     if type(error).__name__ == "MissingMandatoryValue":
@@ -214,10 +216,15 @@ def message(error: Exception) -> str:
 
 
 def say_warning(
-    text: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     """A warning in one line."""
-    print(f"warning: {text}", file=sys.stderr)
+    print(f"warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from etalumis.conf.compose import PACKAGE, compose
 _SETTING = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?: (?P<value>[^#]*?))?\s*(?:# (?P<comment>.*))?$")
 _GROUP = re.compile(r"^  - (?:override )?/?(?P<group>\w+)(?:@\w+)?: (?P<choice>\w+)(?: # (?P<comment>.*))?$")
 _EXAMPLES = "examples:"
+_WIDEST = 40
 
 
 class Setting(NamedTuple):
@@ -21,22 +23,34 @@ class Setting(NamedTuple):
     comment: str
 
 
-def verb_help(verb: str) -> str:
-    """The help of one verb. Composes its settings, so that it never shows what can't be used."""
-    compose(verb)
+def verb_help(verb: str, overrides: Sequence[str] = ()) -> str:
+    """The help of one verb.
+
+    Args:
+        verb: names the file ``VERB.yaml``.
+        overrides: choices of groups (``engine=rmh``) whose own settings are shown, instead of the defaults'.
+    """
+    compose(verb)  # never show what can't be used
+    chosen = dict(word.split("=", 1) for word in overrides if "=" in word)
     text = read(f"{verb}.yaml")
     about, examples = header(text)
     groups = [match for line in text.splitlines() if (match := _GROUP.match(line))]
     lines = [f"usage: etalumis {verb} [KEY=VALUE ...]", "", *about]
     lines += ["", "settings (??? must be given):", *table(settings(text))]
     for match in groups:
-        group, comment = match["group"], match["comment"]
-        default = "" if match["choice"] == "null" else f", default {match['choice']}"
-        lines += ["", f"{group}=CHOICE{f': {comment}' if comment else ''}{default}"]
-        lines += table([Setting(name, "", summary(group, name)) for name in choices(group)])
+        group, default, comment = match["group"], match["choice"], match["comment"]
+        given = chosen.get(group, default)
+        lines += ["", f"{group}=CHOICE{f': {comment}' if comment else ''}"]
+        for name in choices(group):
+            marks = f"{summary(group, name)}{' (the default)' if name == default else ''}"
+            lines += table([Setting(name, "", marks)], 16)
+        if given in choices(group) and (own := settings(read(f"{group}/{given}.yaml"))):
+            lines += [f"  settings of {group}={given}:"]
+            lines += [f"  {line}" for line in table([s._replace(key=f"{group}.{s.key}") for s in own])]
     lines += ["", _EXAMPLES, *(f"  {example}" for example in examples)]
     lines += [
         "",
+        f"etalumis {verb} GROUP=CHOICE --help shows the settings of another choice.",
         "Any key can be changed, nested ones with dots, new ones with a plus sign in front (Hydra overrides).",
         f"  etalumis {verb} ... --cfg              print all settings and stop",
         f"  etalumis {verb} ... --config-dir DIR   choices of your own: DIR/GROUP/CHOICE.yaml",
@@ -90,16 +104,15 @@ def choices(group: str) -> list[str]:
 
 
 def summary(group: str, choice: str) -> str:
-    """The first line of a choice's file, and the settings it has."""
-    text = read(f"{group}/{choice}.yaml")
-    about, _ = header(text)
-    return about[0] if about else ""
+    """The first comment of a choice's file."""
+    about, _ = header(read(f"{group}/{choice}.yaml"))
+    return next((line for line in about if not line.startswith("@package")), "")
 
 
-def table(rows: list[Setting]) -> list[str]:
-    """Aligned lines."""
+def table(rows: list[Setting], width: int = 0) -> list[str]:
+    """Aligned lines, the comments ``width`` characters in, or as far as it takes."""
     left = [f"{key}={default}" if default else key for key, default, _ in rows]
-    width = min(36, max(map(len, left), default=0))
+    width = width or min(_WIDEST, max(map(len, left), default=0))
     return [
         f"  {text:<{width}}  {row.comment}".rstrip()
         if len(text) <= width or not row.comment

@@ -44,8 +44,7 @@ def run(config: Mapping[str, Any]) -> Dataset:
             progress=report,
         )
     dataset = Dataset(config["output"])
-    print(summary(dataset))
-    print(f"  time           {time.monotonic() - started:.1f} s")
+    sys.stdout.write(f"{summary(dataset)}\n  time           {time.monotonic() - started:.1f} s\n")
     return dataset
 
 
@@ -107,8 +106,7 @@ class _Lines:
         self._next = now + _LINE_SECONDS
         rate = (done - self._first) / (now - self._started)
         left = (self._total - done) / rate if rate else float("inf")
-        print(
-            f"{self._description}: {done:,} of {self._total:,} traces, {rate:,.0f} traces/s, {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
+        sys.stderr.write(
+            f"{self._description}: {done:,} of {self._total:,} traces, {rate:,.0f} traces/s, {left:.0f} s left\n"
         )
+        sys.stderr.flush()

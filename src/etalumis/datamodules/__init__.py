@@ -1,0 +1,5 @@
+"""Lightning data modules."""
+
+from etalumis.datamodules.traces import TracesDataModule
+
+__all__ = ["TracesDataModule"]

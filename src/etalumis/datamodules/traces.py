@@ -1,0 +1,212 @@
+"""Minibatches of traces for the inference network, read from datasets of ``etalumis simulate``."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from etalumis.datamodules.minibatches import Minibatch, Split, TrainingOrder, in_order
+from etalumis.execution import TraceBatch
+from etalumis.networks.layout import Layout
+from etalumis.networks.packing import TrainingBatch, pack
+from etalumis.storage import Dataset, DatasetError
+
+Order = Callable[[int], list[Minibatch]]
+
+
+class Reader:
+    """Traces of a dataset by minibatch; the storage chunks read last are kept decoded.
+
+    Args:
+        dataset: where the chunks lie.
+        cache_mb: MiB of decoded chunks to keep, in each process that reads.
+    """
+
+    def __init__(self, dataset: Dataset, cache_mb: float) -> None:
+        self.dataset = dataset
+        self._room = int(cache_mb * 2**20)
+        self._cache: OrderedDict[int, tuple[TraceBatch, int]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": OrderedDict()}
+
+    def minibatch(self, pieces: Minibatch) -> TraceBatch:
+        """The traces of a minibatch."""
+        return TraceBatch.concatenate([self._chunk(chunk).select(rows) for chunk, rows in pieces])
+
+    def _chunk(self, number: int) -> TraceBatch:
+        found = self._cache.get(number)
+        if found is not None:
+            self._cache.move_to_end(number)
+            return found[0]
+        batch = self.dataset.read(number)
+        size = sum(array.nbytes for array in batch.to_arrays()[0].values())
+        self._cache[number] = (batch, size)
+        held = sum(size for _, size in self._cache.values())
+        while held > self._room and len(self._cache) > 1:
+            held -= self._cache.popitem(last=False)[1][1]
+        return batch
+
+
+class Minibatches(TorchDataset):
+    """Packed minibatches by (epoch, step). Which they are depends on nothing else, so any process can make any.
+
+    Args:
+        reader: of the traces.
+        order: from an epoch to its minibatches.
+        layout: of the network they are packed for.
+        seed: of the observation noise.
+        fresh_noise: draw new noise in every epoch; otherwise that of epoch 0.
+    """
+
+    def __init__(self, reader: Reader, order: Order, layout: Layout, seed: int, fresh_noise: bool) -> None:
+        self._reader = reader
+        self._order = order
+        self._layout = layout
+        self._seed = seed
+        self._fresh_noise = fresh_noise
+        self._epoch: tuple[int, list[Minibatch]] = (-1, [])
+
+    def __getitem__(self, place: tuple[int, int]) -> TrainingBatch:
+        epoch, step = place
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._order(epoch))
+        traces = self._reader.minibatch(self._epoch[1][step])
+        return pack(traces, self._layout, seed=self._seed, epoch=epoch if self._fresh_noise else 0)
+
+
+class EpochSampler(Sampler):
+    """The places (epoch, 0), (epoch, 1), … of one epoch; Lightning says which through :meth:`set_epoch`."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self._epoch, step) for step in range(self._steps))
+
+
+class TracesDataModule(LightningDataModule):
+    """Training and validation minibatches.
+
+    Minibatches are packed in loader processes, so that the training process only computes. Where a dataset keeps
+    likelihoods instead of observed values, training draws fresh observation noise in every epoch, seeded by
+    (seed, epoch, trace); validation noise is always the same.
+
+    Args:
+        train: folder of the dataset to train with.
+        valid: folder of another to validate with; None takes ``valid_fraction`` of each chunk of ``train`` away.
+        batch_size: traces to a minibatch at most.
+        valid_fraction: see ``valid``; not used with it.
+        fresh_noise: draw new observation noise in every epoch.
+        workers: loader processes; 0 reads in the training process, None takes one where there is a core for it.
+        cache_mb: MiB of decoded storage chunks that each reading process keeps.
+        seed: of split, order and noise.
+
+    Raises:
+        DatasetError: a folder holds no whole dataset, or the two come from different models.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        valid: str | None = None,
+        batch_size: int = 256,
+        valid_fraction: float = 0.05,
+        fresh_noise: bool = True,
+        workers: int | None = None,
+        cache_mb: float = 512.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train_data = Dataset(train)
+        self.valid_data = self.train_data if valid is None else Dataset(valid)
+        if self.valid_data.name != self.train_data.name:
+            raise DatasetError(
+                f"{train} holds traces of {self.train_data.name!r}, {valid} of {self.valid_data.name!r}; train and "
+                "validate with datasets of one simulator"
+            )
+        self.batch_size = batch_size
+        self.workers = int(_cores() > 1) if workers is None else workers
+        self._seed = seed
+        self._fresh_noise = fresh_noise
+        self._cache_mb = cache_mb
+        split = Split(seed, valid_fraction if valid is None else 0.0)
+        self.order = TrainingOrder(_rows(self.train_data, split, validate=False), batch_size, seed)
+        if valid is None:
+            held_out = _rows(self.valid_data, split, validate=True)
+        else:
+            held_out = [np.arange(chunk.traces) for chunk in self.valid_data.chunks]
+        self._valid_minibatches = in_order(held_out, batch_size)
+        self.valid_traces = sum(map(len, held_out))
+        if not self.order.traces:
+            raise DatasetError(f"{train} leaves no traces to train with: lower valid_fraction, or simulate more")
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.train_data.name
+
+    def batches(self) -> Iterator[TraceBatch]:
+        """Every storage chunk of all datasets, for a network to learn its addresses from."""
+        yield from self.train_data.batches()
+        if self.valid_data is not self.train_data:
+            yield from self.valid_data.batches()
+
+    def attach(self, layout: Layout) -> None:
+        """Say which network minibatches are packed for; before any loader is made."""
+        self._layout = layout
+
+    def train_dataloader(self) -> DataLoader:
+        reader = Reader(self.train_data, self._cache_mb)
+        data = Minibatches(reader, self.order.epoch, self._layout, self._seed, self._fresh_noise)
+        return self._loader(data, EpochSampler(len(self.order)))
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        if not self._valid_minibatches:
+            return []
+        reader = Reader(self.valid_data, self._cache_mb)
+        # Another seed than the training noise's: the same traces may be in both in other runs.
+        data = Minibatches(reader, self._valid_order, self._layout, ~self._seed, False)
+        return self._loader(data, [(0, step) for step in range(len(self._valid_minibatches))])
+
+    def _valid_order(self, epoch: int) -> list[Minibatch]:
+        return self._valid_minibatches
+
+    def _loader(self, data: Minibatches, places: Sequence[tuple[int, int]] | EpochSampler) -> DataLoader:
+        return DataLoader(
+            data,
+            batch_size=None,
+            sampler=places,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            prefetch_factor=4 if self.workers else None,
+            multiprocessing_context="forkserver" if self.workers else None,
+            worker_init_fn=_one_thread if self.workers else None,
+        )
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _rows(dataset: Dataset, split: Split, validate: bool) -> list[Any]:
+    return [split.rows(number, chunk.traces, validate) for number, chunk in enumerate(dataset.chunks)]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

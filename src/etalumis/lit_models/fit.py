@@ -1,0 +1,88 @@
+"""``etalumis train``: from settings to a trained network on disk."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningDataModule, Trainer, seed_everything
+
+from etalumis.conf.build import ConfigError, build
+from etalumis.datamodules import TracesDataModule
+from etalumis.lit_models.inference_network import LitInferenceNetwork
+from etalumis.networks import InferenceNetwork
+
+# Said by Lightning about things that are meant.
+_MEANT = (
+    ".*does not have many workers.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*is smaller than the logging interval.*",
+    ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+)
+
+
+def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
+    """Train as ``conf/train.yaml`` describes; returns the module with its last weights.
+
+    Raises:
+        DatasetError: a dataset is missing or damaged.
+        ConfigError: settings that don't go together.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    output = Path(config["output"])
+    resume = find_checkpoint(config["resume"], output)
+    seed_everything(config["seed"], verbose=False)
+    data = build(config["data"])
+    assert isinstance(data, LightningDataModule)
+    network = make_network(config["network"], data)
+    data.attach(network.layout)
+    module = LitInferenceNetwork(
+        network, build(config["optimizer"]), build_optional(config["scheduler"]), settings=dict(config)
+    )
+    trainer: Trainer = build(
+        {
+            **config["trainer"],
+            "callbacks": [build(c) for c in (config["callbacks"] or {}).values()],
+            "logger": build_optional(config["logger"]) or False,
+            "enable_progress_bar": sys.stderr.isatty(),
+        }
+    )
+    with warnings.catch_warnings():
+        for message in _MEANT:
+            warnings.filterwarnings("ignore", message)
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return module
+
+
+def make_network(settings: Mapping[str, Any], data: TracesDataModule) -> InferenceNetwork:
+    """A network with rows for every address of the data."""
+    batches = data.batches()
+    network = InferenceNetwork.for_batch(dict(settings), next(batches), simulator=data.name)
+    for batch in batches:
+        network.grow(batch)
+    return network
+
+
+def find_checkpoint(resume: bool | str, output: Path) -> str | None:
+    """The checkpoint to go on from.
+
+    Raises:
+        ConfigError: it does not exist.
+    """
+    if resume is False:
+        return None
+    path = output / "checkpoints" / "last.ckpt" if resume is True else Path(resume)
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no checkpoint {path} to go on from; give resume=PATH, or resume=false to begin anew"
+        )
+    return str(path)
+
+
+def build_optional(config: Mapping[str, Any] | None) -> Any:
+    """What a group describes; None where its ``_target_`` is null."""
+    return build(config) if config and config.get("_target_") else None
