@@ -218,6 +218,15 @@ def as_arrays(*values: ArrayLike) -> tuple[Array, ...]:
     return tuple([np.asarray(value, dtype=np.float64) for value in values])
 
 
+def bounded_coordinates(loc: Array, scale: Array, low: Array, high: Array) -> Coordinates:
+    """Coordinates of supports [low, high], whose bounds come back from z to numbers inside the support."""
+    z_low, z_high = (low - loc) / scale, (high - loc) / scale
+    for _ in range(3):  # rounding is worth a few units in the last place
+        z_low = np.where(loc + scale * z_low < low, np.nextafter(z_low, np.inf), z_low)
+        z_high = np.where(loc + scale * z_high > high, np.nextafter(z_high, -np.inf), z_high)
+    return Coordinates(loc, scale, z_low, z_high)
+
+
 def on_support(x: Array, inside: NDArray[np.bool_], log_density: ArrayLike) -> Array:
     """``log_density`` where ``inside``, −inf elsewhere, NaN where ``x`` is."""
     return np.where(np.isnan(x), np.nan, np.where(inside, log_density, -np.inf))

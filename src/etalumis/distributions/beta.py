@@ -15,6 +15,7 @@ from etalumis.distributions.base import (
     Distribution,
     as_arrays,
     as_parameter,
+    bounded_coordinates,
     common_shape,
     on_support,
     require,
@@ -112,6 +113,8 @@ class Beta(Continuous):
 
     @classmethod
     def coordinates(cls, *parameters: Array) -> Coordinates:
-        """The unit interval itself."""
-        zero = np.zeros_like(parameters[0])
-        return Coordinates(zero, zero + 1.0, zero, zero + 1.0)
+        """The mean and the standard deviation, between the images of 0 and 1."""
+        a, b = parameters
+        total = a + b
+        stddev = np.sqrt(a * b / (total + 1.0)) / total
+        return bounded_coordinates(a / total, stddev, np.zeros_like(a), np.ones_like(a))

@@ -15,6 +15,7 @@ from etalumis.distributions.base import (
     Coordinates,
     Distribution,
     as_arrays,
+    bounded_coordinates,
     require,
 )
 from etalumis.distributions.categorical import Categorical
@@ -126,7 +127,8 @@ class Mixture(Continuous):
             for weight, component in zip(self.weights, self.components, strict=True)
             if weight > 0.0
         ]
-        return np.asarray(np.logaddexp.reduce(terms, axis=0), dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # NumPy warns where all terms are −inf, and answers −inf
+            return np.asarray(np.logaddexp.reduce(terms, axis=0), dtype=np.float64)
 
     def random_walk(self, value: Any, step: float) -> Distribution:
         """Normal around ``value``, truncated to the hull of the supports, relative to the mixture's spread."""
@@ -160,4 +162,4 @@ class Mixture(Continuous):
         mixtures = [cls.unpack(row) for row in rows.tolist()]
         numbers = np.array([(*mixture.moments(), *mixture.support()) for mixture in mixtures])
         loc, scale, low, high = numbers[places.reshape(-1)].T
-        return Coordinates(loc, scale, (low - loc) / scale, (high - loc) / scale)
+        return bounded_coordinates(loc, scale, low, high)

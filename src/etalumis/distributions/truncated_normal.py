@@ -15,6 +15,7 @@ from etalumis.distributions.base import (
     Distribution,
     as_arrays,
     as_parameter,
+    bounded_coordinates,
     common_shape,
     on_support,
     require,
@@ -145,7 +146,7 @@ class TruncatedNormal(Continuous):
         """loc = the mode; scale = stddev, or the width or the tail's decay length where that is shorter."""
         mean, stddev, low, high = parameters
         loc, scale = np.clip(mean, low, high), _local_scale(mean, stddev, low, high)
-        return Coordinates(loc, scale, (low - loc) / scale, (high - loc) / scale)
+        return bounded_coordinates(loc, scale, low, high)
 
     def _scale(self) -> Any:
         mean, stddev, low, high = self.mean, self.stddev, self.low, self.high
