@@ -78,10 +78,10 @@ def _rebuilder(message: m.Message, numbers: int) -> Callable[..., m.Message] | N
     """How to make such a message from its scalar numbers alone, in the order in which they were read."""
     if type(message) is m.SampleResult:
         return m.SampleResult
-    if type(message) is m.Sample:
+    if type(message) is m.Sample and not message.instance:
         distribution = message.distribution
         if not distribution.shape and not distribution.parameter_axes and numbers == len(distribution.parameters()):
-            family, (address, name, _, control) = type(distribution), message
+            family, (address, name, _, control, *_) = type(distribution), message
             return lambda *parameters: m.Sample(address, name, family(*parameters), control)
     return None
 
@@ -113,7 +113,7 @@ def _variable(message: m.Message) -> tuple[tuple[Any, ...] | None, tuple[float, 
     """A key of all that is not a scalar number in a Sample or SampleResult, and these numbers."""
     if type(message) is m.SampleResult and isinstance(message.result, (int, float)):
         return ("result",), (message.result,)
-    if type(message) is m.Sample:
+    if type(message) is m.Sample and not message.instance:
         distribution = message.distribution
         if not distribution.shape and not distribution.parameter_axes:
             return (message.address, message.name, distribution.code, message.control), distribution.pack()
@@ -124,8 +124,8 @@ def _write(message: m.Message, marks: list[int] | None = None) -> bytearray:
     name = type(message).__name__
     tag = schema().unions["MessageBody"].index(name) + 1
     row = tuple(_distribution_row(field) if isinstance(field, Distribution) else field for field in message)
-    if len(row) < len(schema().tables[name]):
-        row += (False,)  # Sample.replace
+    if type(message) is m.Sample:
+        row = (*row[:4], False, *row[4:])  # Sample.replace
     return write("Message", ((tag, row),), marks)
 
 
@@ -145,8 +145,8 @@ def _distribution(union: tuple[int, Row] | None) -> Distribution:
 
 
 def _build_sample(row: Row) -> m.Sample:
-    address, name, distribution, control, _ = row
-    return m.Sample(address or "", name or "", _distribution(distribution), control)
+    address, name, distribution, control, _, instance, ordinal = row
+    return m.Sample(address or "", name or "", _distribution(distribution), control, instance, ordinal)
 
 
 def _build_sample_result(row: Row) -> m.SampleResult:

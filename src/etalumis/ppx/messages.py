@@ -41,10 +41,14 @@ class RunResult(NamedTuple):
 
 
 class Sample(NamedTuple):
+    """A draw; a scripted execution says which instance of the address (from 1) and which statement (from 0) it is."""
+
     address: str
     name: str
     distribution: Distribution
     control: bool = True
+    instance: int = 0
+    ordinal: int = 0
 
 
 class SampleResult(NamedTuple):
