@@ -103,16 +103,17 @@ class Stream:
 
     def elements(self, count: int) -> NDArray[np.float64]:
         """Uniforms of an array statement, shape (count, 4): row i belongs to element i in row-major order."""
-        return self._raw(0, 0, self._ordinal, self._kind + _ARRAY, 4 * count).reshape(count, 4)
+        return self._raw(0, 0, self.ordinal, self._kind + _ARRAY, 4 * count).reshape(count, 4)
 
     def each(self, count: int) -> Iterator[Uniforms]:
         """For element after element of an array statement, that element's numbers, as many as it takes."""
-        ordinal, word3 = self._ordinal, self._kind + _ARRAY
+        ordinal, word3 = self.ordinal, self._kind + _ARRAY
         for element, numbers in enumerate(self.elements(count).tolist()):
             yield _Element(self, element, ordinal, word3, numbers)
 
     @property
-    def _ordinal(self) -> int:
+    def ordinal(self) -> int:
+        """Of the selected statement."""
         return self._limit // 4 - 1
 
     def _extend(self, block: list[int], cursor: int) -> None:
@@ -124,7 +125,7 @@ class Stream:
         """A scalar statement that needs more than four numbers goes on at the same ordinal, next refill."""
         self._cursor = cursor + 1
         refill, place = divmod(cursor - self._limit + 4, 4)
-        ordinal = self._ordinal
+        ordinal = self.ordinal
         spilled_refill, spilled_kind, first = self._spilled
         place += 4 * (ordinal - first)
         if spilled_refill != refill or spilled_kind != self._kind or not 0 <= place < len(self._spill):

@@ -7,11 +7,25 @@ in their controllers only.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from etalumis.distributions import Distribution, Stream
+from etalumis.execution.trace import Trace
 
 Answer = tuple[Any, float | None]
+
+
+class Script(NamedTuple):
+    """What a controller is going to answer, where that can be said before the execution.
+
+    Attributes:
+        values: by address id; a draw of another size is drawn from the prior.
+        asks: the other controlled scalar draws are asked for; where False they too come from the prior.
+    """
+
+    values: Mapping[int, Any] = MappingProxyType({})
+    asks: bool = False
 
 
 class Controller:
@@ -29,11 +43,21 @@ class Controller:
         """
         return distribution.draw(stream), None
 
+    def script(self) -> Script | None:
+        """What ``choose`` is going to answer, for simulators that can run by themselves; None: ask and see."""
+        return None
+
+    def followed(self, trace: Trace) -> None:
+        """A simulator followed the script. Its trace has log q = log prior at all draws but those it asked for."""
+
 
 class Prior(Controller):
     """Draws everything from the prior."""
 
     __slots__ = ()
+
+    def script(self) -> Script:
+        return Script()
 
 
 class Replay(Controller):
@@ -52,6 +76,16 @@ class Replay(Controller):
         if address in self.values:
             return self.values[address], 0.0
         return self.then.choose(address, name, distribution, control, stream)
+
+    def script(self) -> Script | None:
+        then = self.then.script()
+        return None if then is None else Script({**then.values, **self.values}, then.asks)
+
+    def followed(self, trace: Trace) -> None:
+        self.then.followed(trace)
+        for place, address in enumerate(trace.addresses):
+            if address in self.values:
+                trace.log_proposals[place] = 0.0
 
 
 class Guided(Controller):

@@ -9,15 +9,15 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import greenlet
 
 from etalumis.distributions import Distribution, Stream
 from etalumis.execution.addresses import AddressBook
-from etalumis.execution.controllers import Answer, Controller
+from etalumis.execution.controllers import Answer, Controller, Script
 from etalumis.execution.errors import Reject
 from etalumis.execution.model import Simulator, as_observations, met_names
 from etalumis.execution.observations import Observations
@@ -52,7 +52,7 @@ class _Abandoned(Reject):
     """The run ended while an execution waited."""
 
 
-class _Slot(Controller, ABC):
+class Slot(Controller, ABC):
     """Runs executions one after the other; each controlled scalar draw is handed out as a request."""
 
     def __init__(
@@ -69,6 +69,9 @@ class _Slot(Controller, ABC):
         if not control or distribution.shape:
             return distribution.draw(stream), None
         return self.wait(Request(self._slot, self.index, address, name, distribution, stream))
+
+    def script(self) -> Script:
+        return Script(asks=True)
 
     @abstractmethod
     def wait(self, request: Request) -> Answer:
@@ -96,7 +99,7 @@ class _Slot(Controller, ABC):
         )
 
 
-class _CoroutineSlot(_Slot):
+class _CoroutineSlot(Slot):
     """Suspends in a greenlet: about a microsecond a switch."""
 
     _greenlet: greenlet.greenlet | None = None
@@ -125,7 +128,7 @@ class _CoroutineSlot(_Slot):
             self._greenlet.throw(_Abandoned)
 
 
-class _ThreadSlot(_Slot):
+class _ThreadSlot(Slot):
     """Suspends by blocking a thread of its own, which keeps the simulator's thread-local state."""
 
     def __init__(
@@ -170,6 +173,16 @@ class _ThreadSlot(_Slot):
         self._thread.join()
 
 
+@runtime_checkable
+class Slotted(Protocol):
+    """A model that has slots of its own kind, such as one for each of its simulator processes."""
+
+    def open_slots(
+        self, observations: Observations, seed: int, batch_size: int, draw_observations: bool
+    ) -> Sequence[Slot]:
+        """At most ``batch_size`` slots, numbered from 0."""
+
+
 def run_lockstep(
     model: Simulator,
     proposer: Proposer,
@@ -188,10 +201,10 @@ def run_lockstep(
         ObservationError: at the end, where no execution met one of the observation names.
     """
     observations = as_observations(observe)
-    make: Callable[..., _Slot] = _CoroutineSlot if model.suspendable else _ThreadSlot
     todo = iter(indices)
     first = list(islice(todo, batch_size))
-    slots = [make(model, observations, seed, slot, draw_observations) for slot in range(len(first))]
+    slots = _open_slots(model, observations, seed, len(first), draw_observations)
+    todo, first = chain(first[len(slots) :], todo), first[: len(slots)]
     names: set[str] = set()
     given = observations.values
     try:
@@ -226,3 +239,12 @@ def run_lockstep(
             slot.close()
     if slots:
         observations.check_used(names)
+
+
+def _open_slots(
+    model: Simulator, observations: Observations, seed: int, count: int, draw_observations: bool
+) -> Sequence[Slot]:
+    if isinstance(model, Slotted):
+        return model.open_slots(observations, seed, count, draw_observations)
+    make: Callable[..., Slot] = _CoroutineSlot if model.suspendable else _ThreadSlot
+    return [make(model, observations, seed, slot, draw_observations) for slot in range(count)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 from etalumis.distributions import Distribution, Stream
 from etalumis.distributions.stream import OBSERVE as OBSERVE_STREAM
@@ -20,12 +20,36 @@ from etalumis.execution.observations import Observations
 from etalumis.execution.trace import REJECTED, Observed, Tagged, Trace
 
 _NEVER = -float("inf")
-_current: ContextVar[Execution | None] = ContextVar("etalumis_execution", default=None)
+_current: ContextVar[Statements | None] = ContextVar("etalumis_execution", default=None)
+
+
+class Statements(Protocol):
+    """What answers the statements of a running model: an :class:`Execution`, or an engine at the other end of a wire.
+
+    ``base`` is the explicit base address; where it is None, the statement's caller is two frames further out.
+    """
+
+    def sample(self, distribution: Distribution, name: str, control: bool, base: str | None) -> Any: ...
+
+    def observe(self, distribution: Distribution, value: Any, name: str, base: str | None) -> None: ...
+
+    def tag(self, value: Any, name: str, base: str | None) -> None: ...
+
+    def factor(self, log_weight: float, name: str) -> None: ...
 
 
 def call_root(function: Callable[[], Any]) -> Any:
     """Call a model. Address chains end at this frame."""
     return function()
+
+
+def call_model(function: Callable[[], Any], statements: Statements) -> Any:
+    """Call a model whose statements ``statements`` answers."""
+    token = _current.set(statements)
+    try:
+        return call_root(function)
+    finally:
+        _current.reset(token)
 
 
 class Execution:
@@ -68,14 +92,11 @@ class Execution:
 
     def run(self, function: Callable[[], Any]) -> Trace:
         trace = self.trace
-        token = _current.set(self)
         try:
-            trace.result = call_root(function)
+            trace.result = call_model(function, self)
         except Reject:
             trace.ended = REJECTED
             trace.log_likelihood = _NEVER
-        finally:
-            _current.reset(token)
         trace.log_prior = sum(trace.log_priors)
         trace.log_proposal = sum(trace.log_proposals)
         return trace

@@ -49,7 +49,7 @@ class Model:
         self.name = name or getattr(function, "__name__", None) or type(function).__name__
         self.suspendable: bool = getattr(function, "suspendable", True)
         self.addresses = AddressBook()
-        self._chains = CallChains(call_root.__code__)
+        self.chains = CallChains(call_root.__code__)
 
     def execute(
         self,
@@ -73,7 +73,7 @@ class Model:
         stream.start(index)
         controller.begin(index)
         execution = Execution(
-            self.addresses, self._chains, controller, observe, stream, index, reject_zero, draw_observations
+            self.addresses, self.chains, controller, observe, stream, index, reject_zero, draw_observations
         )
         return execution.run(self.function)
 
