@@ -142,6 +142,23 @@ DISCRETE: list[tuple[Distribution, Any]] = [
 CASES = CONTINUOUS + DISCRETE
 
 
+ARRAYS: list[Distribution] = [
+    Normal(np.array([0.0, 10.0, -10.0]), 0.1),
+    Uniform(np.array([[0.0], [5.0]]), np.array([6.0, 7.0, 8.0])),
+    Categorical([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]]),
+    Poisson([0.1, 100.0]),
+    Bernoulli(np.array([0.0, 0.4, 1.0])),
+    Beta(np.array([0.5, 2.0, 30.0]), 2.0),
+    Exponential([[1.0, 100.0]]),
+    Gamma(np.array([0.2, 3.0]), np.array([1.0, 2.0])),
+    LogNormal(np.zeros(4), 0.5),
+    Binomial([3, 1000], 0.4),
+    Weibull([1.0, 2.0], [0.5, 3.0]),
+    TruncatedNormal(np.array([0.0, 0.0, 9.0]), 1.0, np.array([-1.0, 40.0, -INF]), np.array([1.0, INF, 0.0])),
+    UniformInteger([0, 5], [3, 5]),
+]
+
+
 def named(cases: Sequence[tuple[Distribution, Any]]) -> dict[str, Any]:
     """Arguments of ``pytest.mark.parametrize`` for these cases."""
     return {"argnames": ("d", "law"), "argvalues": cases, "ids": [repr(d)[:60] for d, _ in cases]}
@@ -163,3 +180,11 @@ def some_values(law: Any) -> np.ndarray:
     q = np.array([1e-9, 1e-6, 1e-3, 0.02, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.98, 0.999, 1 - 1e-6, 1 - 1e-9])
     values = law.ppf(q)
     return values[np.isfinite(values)]
+
+
+def elements(d: Distribution) -> list[Distribution]:
+    """The scalar distributions of an array-valued one, row-major."""
+    packed = np.array(d.pack())
+    if isinstance(d, Categorical):
+        return [Categorical(row.tolist()) for row in packed.reshape(math.prod(d.shape), -1)]
+    return [type(d).unpack(column) for column in packed.reshape(len(d.parameter_names), -1).T.tolist()]

@@ -56,11 +56,12 @@ class Categorical(Distribution):
                 require(valid, "Categorical", "weights ≥ 0 with a positive finite sum", probs=array)
                 self.probs, self.shape, self._cumulative = array, array.shape[:-1], []
                 return
-            probs = array.tolist()
+            probs = array
+        probs = tuple(map(float, probs))
         cumulative = list(accumulate(probs))
         valid = 0.0 < cumulative[-1] < _INF and min(probs) >= 0.0
         require(valid, "Categorical", "weights ≥ 0 with a positive finite sum", probs=probs)
-        self.probs, self.shape, self._cumulative = tuple(probs), (), cumulative
+        self.probs, self.shape, self._cumulative = probs, (), cumulative
 
     def parameters(self) -> tuple[Any, ...]:
         """The weights as an array of shape (*shape, K)."""
