@@ -165,7 +165,7 @@ class Chain:
         if accepted:
             tally[1] += 1
             self.trace = new
-            if sites is not self._sites:
+            if sites is not self._sites or reuse.fresh:
                 self._sites = sites
                 reuse.adopt(new)
         else:

@@ -281,6 +281,12 @@ class Posterior:
 
         return to_arviz(self, num_draws)
 
+    @property
+    def acceptance(self) -> dict[str, tuple[int, int]]:
+        """Of Markov chains, after burn-in: address to the number of moves proposed and accepted there."""
+        entries = self.traces.addresses.entries
+        return {str(entries[a]): (proposed, accepted) for a, proposed, accepted in self.info.get("moves", ())}
+
     def summary(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """A row per named number: name, mean, std, q05, q95, mcse, ess, and rhat for Markov chains."""
         return [self._row(name) for name in (self.numbers if names is None else names)]
