@@ -201,9 +201,10 @@ def as_parameter(value: Any, name: str) -> Any:
 
 def common_shape(*parameters: Parameter) -> tuple[int, ...]:
     """The shape that parameters broadcast to."""
-    if all(type(p) is float for p in parameters):
-        return ()
-    return np.broadcast_shapes(*(np.shape(p) for p in parameters))
+    for parameter in parameters:
+        if type(parameter) is not float:
+            return np.broadcast_shapes(*(np.shape(p) for p in parameters))
+    return ()
 
 
 def require(condition: Any, family: str, requirement: str, **parameters: Any) -> None:
