@@ -11,3 +11,31 @@
 
 ``network.layout`` is a small picklable object: what a data-loading process needs to pack.
 """
+
+from __future__ import annotations
+
+from etalumis.networks import checkpoint
+from etalumis.networks.banks import Bank, RowGrad, banks_of
+from etalumis.networks.errors import CheckpointError, NetworkConfigError, ProposalError
+from etalumis.networks.layout import Layout, Row, rows_of
+from etalumis.networks.network import DEFAULTS, InferenceNetwork
+from etalumis.networks.packing import TrainingBatch, pack
+from etalumis.networks.proposer import NetworkProposer
+
+__all__ = [
+    "DEFAULTS",
+    "Bank",
+    "CheckpointError",
+    "InferenceNetwork",
+    "Layout",
+    "NetworkConfigError",
+    "NetworkProposer",
+    "ProposalError",
+    "Row",
+    "RowGrad",
+    "TrainingBatch",
+    "banks_of",
+    "checkpoint",
+    "pack",
+    "rows_of",
+]

@@ -1,0 +1,327 @@
+"""Address banks: the parameters of thousands of small layers, stacked by row.
+
+A bank holds one row of a fixed shape per address, in *pages* of fixed capacity: growing adds a page and never
+moves what exists, so live graphs, optimiser state and averaged copies stay valid. A step touches only the rows
+that its minibatch uses, forward, backward and in the optimiser.
+
+A bank owns its gradient. The autograd functions below return no gradient for the page parameters (their
+``.grad`` stays None) and add ``RowGrad(ids, rows)`` to the bank instead, where backward passes accumulate until
+:meth:`Bank.clear_gradient`. A dense gradient would be as large as the bank, and a sparse tensor in ``.grad``
+can't be accumulated in place, clipped, or read by fused optimisers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+_PAGE_BYTES = 1 << 22
+_MOST_ROWS_A_PAGE = 1024
+_GOLDEN = 0x9E3779B97F4A7C15
+
+Initialiser = Callable[[Tensor, torch.Generator], object]
+
+
+class RowGrad(NamedTuple):
+    """Gradient of some rows: ids (n,), int64, distinct, on the CPU; rows (n, *shape) on the bank's device."""
+
+    ids: Tensor
+    rows: Tensor
+
+
+class Bank(nn.Module):
+    """Rows of one shape.
+
+    Args:
+        shape: of one row.
+        initialise: fills a new row in place from a generator (float32, CPU).
+        seed: with the row's number it decides the row's first values, so a bank grown in steps equals one
+            made at once, on every rank.
+
+    In a state dictionary a bank is one tensor ``rows`` of the used rows, (used, *shape); loading makes room.
+    """
+
+    _anchor: Tensor
+
+    def __init__(self, shape: Sequence[int], initialise: Initialiser, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        size = 4 * max(1, torch.Size(self.shape).numel())
+        self.capacity = max(1, min(_MOST_ROWS_A_PAGE, _PAGE_BYTES // size))
+        self.used = 0
+        self.gradient: RowGrad | None = None
+        self._initialise = initialise
+        self._seed = seed
+        self._frozen = False
+        # Knows the device and the dtype while there is no page.
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+
+    # --- rows -------------------------------------------------------------------------------------------------
+
+    @property
+    def pages(self) -> list[nn.Parameter]:
+        """The pages, each (capacity, *shape)."""
+        return [cast("nn.Parameter", page) for page in self._parameters.values()]
+
+    def __len__(self) -> int:
+        return self.used
+
+    def row(self, number: int) -> Tensor:
+        """A view of one row."""
+        page, place = divmod(number, self.capacity)
+        return cast("Tensor", self._parameters[f"page{page}"])[place]
+
+    @property
+    def rows(self) -> Tensor:
+        """A copy of the used rows, (used, *shape)."""
+        used = [page.detach()[: self.used - start] for start, page in self._starts()]
+        return torch.cat(used) if used else self._anchor.new_empty((0, *self.shape))
+
+    def grow(self, count: int) -> None:
+        """Append ``count`` initialised rows."""
+        first = self.used
+        self._make_room(first + count)
+        row = torch.empty(self.shape)
+        generator = torch.Generator()
+        with torch.no_grad():
+            for number in range(first, first + count):
+                generator.manual_seed((self._seed * _GOLDEN + number) & 0x7FFFFFFFFFFFFFFF)
+                self._initialise(row, generator)
+                self.row(number).copy_(row)
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Stop (or resume) the flow of gradients into the rows."""
+        self._frozen = frozen
+        for page in self.pages:
+            page.requires_grad_(not frozen)
+
+    def _make_room(self, rows: int) -> None:
+        while len(self._parameters) * self.capacity < rows:
+            page = nn.Parameter(self._anchor.new_zeros((self.capacity, *self.shape)), requires_grad=not self._frozen)
+            self.register_parameter(f"page{len(self._parameters)}", page)
+        self.used = max(self.used, rows)
+
+    def _starts(self) -> Iterator[tuple[int, nn.Parameter]]:
+        for number, page in enumerate(self.pages):
+            yield number * self.capacity, page
+
+    # --- gradients --------------------------------------------------------------------------------------------
+
+    @property
+    def wants_gradient(self) -> bool:
+        return not self._frozen
+
+    def clear_gradient(self) -> None:
+        """Forget the gradient, as ``zero_grad`` does for dense parameters."""
+        self.gradient = None
+
+    def accumulate(self, ids: Tensor, rows: Tensor) -> None:
+        """Add to the gradient of distinct rows. ``rows`` becomes the bank's own: pass a tensor nobody else keeps."""
+        old = self.gradient
+        if old is None:
+            self.gradient = RowGrad(ids, rows)
+        elif torch.equal(old.ids, ids):
+            old.rows.add_(rows)
+        else:
+            joined, place = torch.unique(torch.cat([old.ids, ids]), return_inverse=True)
+            total = rows.new_zeros((len(joined), *self.shape))
+            place = place.to(rows.device)
+            total.index_add_(0, place[: len(old.ids)], old.rows)
+            total.index_add_(0, place[len(old.ids) :], rows)
+            self.gradient = RowGrad(joined, total)
+
+    # --- reading rows -----------------------------------------------------------------------------------------
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The rows of *distinct* ids (n,), int64 on the CPU: (n, *shape), differentiable."""
+        out: Tensor = _function(_Lookup, self._anchor).apply(self, ids, *self.pages)
+        return out
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """Like :meth:`forward`, outside of autograd; ids may repeat."""
+        pages = self.pages
+        if len(pages) == 1:
+            return pages[0].detach().index_select(0, ids.to(pages[0].device))
+        out = self._anchor.new_empty((len(ids), *self.shape))
+        number = torch.div(ids, self.capacity, rounding_mode="floor")
+        for page in torch.unique(number).tolist():
+            here = torch.nonzero(number == page)[:, 0]
+            places = (ids[here] - page * self.capacity).to(out.device)
+            out.index_copy_(0, here.to(out.device), pages[page].detach().index_select(0, places))
+        return out
+
+    # --- state dictionaries -----------------------------------------------------------------------------------
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "rows"] = self.rows
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = prefix + "rows"
+        if key not in state_dict:
+            missing_keys.append(key)
+            return
+        rows = state_dict[key]
+        if rows.shape[1:] != self.shape or len(rows) < self.used:
+            error_msgs.append(
+                f"{key} has shape {tuple(rows.shape)}, where rows of shape {self.shape}, "
+                f"at least {self.used} of them, are needed"
+            )
+            return
+        self._make_room(len(rows))
+        with torch.no_grad():
+            for start, page in self._starts():
+                piece = rows[start : start + self.capacity]
+                page[: len(piece)].copy_(piece)
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, rows={self.used}, pages={len(self._parameters)}"
+
+
+def uniform(bound: float) -> Initialiser:
+    """Initialiser: uniform on (−bound, bound)."""
+    return partial(_uniform, bound)
+
+
+def normal(stddev: float) -> Initialiser:
+    """Initialiser: normal with mean 0."""
+    return partial(_normal, stddev)
+
+
+def _uniform(bound: float, row: Tensor, generator: torch.Generator) -> None:
+    row.uniform_(-bound, bound, generator=generator)
+
+
+def _normal(stddev: float, row: Tensor, generator: torch.Generator) -> None:
+    row.normal_(0.0, stddev, generator=generator)
+
+
+def zeros(row: Tensor, generator: torch.Generator) -> None:
+    """Initialiser: zero."""
+    row.zero_()
+
+
+def banks_of(module: nn.Module) -> dict[str, Bank]:
+    """All banks inside a module, by name."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, Bank)}
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Draws sorted by address row: draws ``offsets[k]:offsets[k + 1]`` use row ``rows[k]`` of a bank."""
+
+    rows: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+
+def grouped_linear(x: Tensor, weight: Bank, bias: Bank, groups: Groups) -> Tensor:
+    """y = x @ W[row] + b[row] for draws sorted by row.
+
+    Args:
+        x: (n, inputs).
+        weight: rows (inputs, outputs).
+        bias: rows (outputs,).
+        groups: which draws use which row.
+
+    Returns:
+        (n, outputs), in the autocast dtype where autocast is on, else in the dtype of ``x``.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    function = _function(_GroupedLinear, x)
+    y: Tensor = function.apply(x, weight, bias, groups, dtype, *weight.pages, *bias.pages)
+    return y
+
+
+# --- autograd functions ---------------------------------------------------------------------------------------
+#
+# Pages are arguments only so that a graph is made; their gradient is None. The products run in the dtype that
+# the caller chose and with autocast off: it would cast whole pages.
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, bank: Bank, ids: Tensor, *pages: Tensor) -> Tensor:
+        ctx.bank, ctx.ids, ctx.pages = bank, ids, len(pages)
+        return bank.gather(ids)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+        if ctx.bank.wants_gradient:
+            # A copy: autograd may hand out one buffer, or an expanded view, several times.
+            ctx.bank.accumulate(ctx.ids, gradient.to(ctx.bank._anchor.dtype, copy=True).contiguous())
+        none: tuple[None, ...] = (None,) * (2 + ctx.pages)
+        return none
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Bank, bias: Bank, groups: Groups, dtype: torch.dtype, *pages: Tensor
+    ) -> Tensor:
+        ctx.x_dtype = x.dtype
+        x = x.to(dtype)
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.bias, ctx.groups, ctx.pages = weight, bias, groups, len(pages)
+        y = x.new_empty((len(x), weight.shape[1]))
+        start = 0
+        for row, end in zip(groups.rows, groups.offsets[1:], strict=True):
+            torch.addmm(bias.row(row).to(dtype), x[start:end], weight.row(row).to(dtype), out=y[start:end])
+            start = end
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        weight, bias, groups = ctx.weight, ctx.bias, ctx.groups
+        dy = dy.to(x.dtype).contiguous()
+        learns = weight.wants_gradient
+        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dw = x.new_empty((len(groups.rows), *weight.shape)) if learns else None
+        db = x.new_empty((len(groups.rows), *bias.shape)) if learns else None
+        start = 0
+        for k, (row, end) in enumerate(zip(groups.rows, groups.offsets[1:], strict=True)):
+            piece = dy[start:end]
+            if dw is not None and db is not None:
+                torch.mm(x[start:end].t(), piece, out=dw[k])
+                torch.sum(piece, 0, out=db[k])
+            if dx is not None:
+                torch.mm(piece, weight.row(row).to(x.dtype).t(), out=dx[start:end])
+            start = end
+        if dw is not None and db is not None:
+            ids = torch.tensor(groups.rows)
+            weight.accumulate(ids, dw.to(weight._anchor.dtype))
+            bias.accumulate(ids, db.to(bias._anchor.dtype))
+        return (None if dx is None else dx.to(ctx.x_dtype), *(None,) * (4 + ctx.pages))
+
+
+def _for_device(function: type[torch.autograd.Function], device: str) -> type[torch.autograd.Function]:
+    """The function with autocast off in its forward and its backward pass on a device."""
+    forward: Any = torch.amp.custom_fwd(function.forward, device_type=device, cast_inputs=torch.float32)
+    backward: Any = torch.amp.custom_bwd(function.backward, device_type=device)
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(f"{function.__name__}_{device}", (torch.autograd.Function,), members)
+
+
+_FUNCTIONS: dict[tuple[type[torch.autograd.Function], str], type[torch.autograd.Function]] = {
+    (function, device): _for_device(function, device)
+    for function in (_Lookup, _GroupedLinear)
+    for device in ("cpu", "cuda")
+}
+
+
+def _function(function: type[torch.autograd.Function], like: Tensor) -> Any:
+    return _FUNCTIONS[function, like.device.type]

@@ -1,0 +1,229 @@
+"""Cores: what carries the trace so far from one draw to the next.
+
+A core reads *tokens*, one per draw, already projected to its ``width``, and a *static* vector per trace: the
+observation's share of that projection, computed once per trace instead of once per draw. It has a training path
+over packed steps and a stepping path with kept state for lock-step inference; both give the same numbers.
+
+Shapes: N traces, D draws, W = width, H = size; packed as :class:`etalumis.networks.packing.TrainingBatch` says.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from etalumis.networks.errors import NetworkConfigError
+
+
+class State(ABC):
+    """Executions in progress, by slot."""
+
+    @abstractmethod
+    def begin(self, slots: Tensor, static: Tensor) -> None:
+        """New executions start in these slots, (n,) int64, with static vectors (n or 1, W)."""
+
+    @abstractmethod
+    def step(self, slots: Tensor, tokens: Tensor) -> Tensor:
+        """Advance the executions in distinct slots (n,) by one token each, (n, W); the core's output (n, H)."""
+
+
+class Core(nn.Module, ABC):
+    """Attributes: ``width`` of tokens and static vectors, ``size`` of the output."""
+
+    width: int
+    size: int
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, static: Tensor, batch_sizes: Sequence[int]) -> Tensor:
+        """The training path: outputs (D, H) for tokens (D, W) and static vectors (N, W) of packed traces."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """No execution in progress."""
+
+
+class LSTM(Core):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997), one or more layers.
+
+    Tokens are projected to the four gates of the first layer (input, forget, cell, output).
+
+    Args:
+        hidden: H.
+        layers: how many.
+    """
+
+    def __init__(self, hidden: int = 512, layers: int = 1) -> None:
+        super().__init__()
+        if hidden < 1 or layers < 1:
+            raise NetworkConfigError(f"an LSTM needs hidden ≥ 1 and layers ≥ 1; got {hidden} and {layers}")
+        self.width, self.size, self.layers = 4 * hidden, hidden, layers
+        bound = 1.0 / math.sqrt(hidden)
+        self.recurrent = nn.ParameterList(
+            nn.Parameter(torch.empty(hidden, 4 * hidden).uniform_(-bound, bound)) for _ in range(layers)
+        )
+        self.between = nn.ModuleList(nn.Linear(hidden, 4 * hidden) for _ in range(layers - 1))
+        # A forget gate that starts open lets gradients reach far back (Gers et al. 2000).
+        self.bias = nn.Parameter(torch.zeros(4 * hidden).index_fill_(0, torch.arange(hidden, 2 * hidden), 1.0))
+        with torch.no_grad():
+            for linear in self.between:
+                cast("nn.Linear", linear).bias.zero_()[hidden : 2 * hidden] = 1.0
+
+    def forward(self, tokens: Tensor, static: Tensor, batch_sizes: Sequence[int]) -> Tensor:
+        static = static + self.bias
+        for layer, weight in enumerate(self.recurrent):
+            if layer:
+                tokens, static = self.linear(layer, tokens), None  # type: ignore[assignment]
+            tokens = _LSTMLayer.apply(tokens, static, weight, tuple(batch_sizes))  # type: ignore[no-untyped-call]
+        return tokens
+
+    def linear(self, layer: int, below: Tensor) -> Tensor:
+        """Gates of a layer, (n, 4H), from the output of the layer below."""
+        gates: Tensor = self.between[layer - 1](below)
+        return gates
+
+    def state(self) -> State:
+        return _LSTMState(self)
+
+
+class _LSTMState(State):
+    def __init__(self, core: LSTM) -> None:
+        self._core = core
+        like = core.bias
+        self._static = like.new_zeros((0, core.width))
+        self._h = like.new_zeros((0, core.layers, core.size))
+        self._c = like.new_zeros((0, core.layers, core.size))
+
+    @torch.no_grad()
+    def begin(self, slots: Tensor, static: Tensor) -> None:
+        missing = int(slots.max()) + 1 - len(self._h) if len(slots) else 0
+        if missing > 0:
+            self._static, self._h, self._c = (
+                torch.cat([x, x.new_zeros((missing, *x.shape[1:]))]) for x in (self._static, self._h, self._c)
+            )
+        self._static[slots] = static + self._core.bias
+        self._h[slots] = 0.0
+        self._c[slots] = 0.0
+
+    @torch.no_grad()
+    def step(self, slots: Tensor, tokens: Tensor) -> Tensor:
+        h, c = self._h[slots], self._c[slots]
+        gates = tokens + self._static[slots]
+        for layer, weight in enumerate(self._core.recurrent):
+            if layer:
+                gates = self._core.linear(layer, h[:, layer - 1])
+            gates = gates.addmm(h[:, layer], weight)
+            h[:, layer], c[:, layer] = _cell(gates, c[:, layer])
+        self._h[slots], self._c[slots] = h, c
+        return h[:, -1]
+
+
+def _cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """One step from pre-activations (n, 4H) and the old cell (n, H); changes ``gates`` to activations in place."""
+    size = c.shape[1]
+    gates[:, : 2 * size].sigmoid_()
+    gates[:, 2 * size : 3 * size].tanh_()
+    gates[:, 3 * size :].sigmoid_()
+    i, f, g, o = gates.chunk(4, 1)
+    c = torch.mul(f, c).addcmul_(i, g)
+    return o * c.tanh(), c
+
+
+class _LSTMLayer(torch.autograd.Function):
+    """A whole layer over packed steps.
+
+    Written out because a packed ``nn.LSTM`` spends its time on shrinking batches, and automatic differentiation of
+    single steps on bookkeeping: here every step is one matrix product each way, and the weight's gradient one
+    product over all steps. Always in the precision of the recurrent weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, tokens: Tensor, static: Tensor | None, weight: Tensor, batch_sizes: tuple[int, ...]
+    ) -> Tensor:
+        size = weight.shape[0]
+        with torch.autocast(weight.device.type, enabled=False):
+            gates = tokens.to(weight.dtype, copy=True)
+            hidden = gates.new_empty((len(gates), size))
+            cells = torch.empty_like(hidden)
+            before = start = 0
+            for count in batch_sizes:
+                step = gates[start : start + count]
+                if static is not None:
+                    step += static[:count]
+                if start:
+                    step.addmm_(hidden[before : before + count], weight)
+                    c = cells[before : before + count]
+                else:
+                    c = step.new_zeros((count, size))
+                hidden[start : start + count], cells[start : start + count] = _cell(step, c)
+                before = start
+                start += count
+        ctx.save_for_backward(gates, hidden, cells, weight)
+        ctx.batch_sizes, ctx.tokens_dtype = batch_sizes, tokens.dtype
+        ctx.static = None if static is None else (static.shape, static.dtype)
+        return hidden
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gates, hidden, cells, weight = ctx.saved_tensors
+        size = weight.shape[0]
+        with torch.autocast(weight.device.type, enabled=False):
+            upstream = upstream.to(weight.dtype)
+            d_gates = torch.empty_like(gates)
+            d_static = None if ctx.static is None else gates.new_zeros(ctx.static[0])
+            before = torch.zeros_like(hidden)  # h of the step before, beside each step
+            transposed = weight.t()
+            starts = [0]
+            for count in ctx.batch_sizes:
+                starts.append(starts[-1] + count)
+            dh = dc = gates.new_empty((0, size))
+            for step in range(len(ctx.batch_sizes) - 1, -1, -1):
+                start, end = starts[step], starts[step + 1]
+                total = upstream[start:end].clone()
+                total[: len(dh)] += dh
+                i, f, g, o = gates[start:end].chunk(4, 1)
+                tanh_c = cells[start:end].tanh()
+                d_i, d_f, d_g, d_o = d_gates[start:end].chunk(4, 1)
+                # σ' = σ (1 − σ), tanh' = 1 − tanh²
+                torch.mul(total, tanh_c, out=d_o).mul_(o).mul_(1.0 - o)
+                d_cell = total.mul_(o).mul_(tanh_c.square_().neg_().add_(1.0))
+                d_cell[: len(dc)] += dc
+                torch.mul(d_cell, g, out=d_i).mul_(i).mul_(1.0 - i)
+                torch.mul(d_cell, i, out=d_g).mul_(1.0 - g * g)
+                if step:
+                    last = starts[step - 1]
+                    torch.mul(d_cell, cells[last : last + end - start], out=d_f).mul_(f).mul_(1.0 - f)
+                    before[start:end] = hidden[last : last + end - start]
+                    dh = d_gates[start:end] @ transposed
+                    dc = d_cell.mul_(f)
+                else:
+                    d_f.zero_()
+                if d_static is not None:
+                    d_static[: end - start] += d_gates[start:end]
+            d_weight = before.t() @ d_gates if ctx.needs_input_grad[2] else None
+        return (
+            d_gates.to(ctx.tokens_dtype),
+            None if d_static is None else d_static.to(ctx.static[1]),
+            d_weight,
+            None,
+        )
+
+
+CORES: dict[str, type[Core]] = {"lstm": LSTM}
+
+
+def core(config: Mapping[str, Any]) -> Core:
+    """A core from ``{"kind": …, **arguments}``."""
+    arguments = dict(config)
+    kind = arguments.pop("kind", "lstm")
+    if kind not in CORES:
+        raise NetworkConfigError(f"unknown core {kind!r}; the cores are {sorted(CORES)}")
+    try:
+        return CORES[kind](**arguments)
+    except TypeError as error:
+        raise NetworkConfigError(f"core {kind!r}: {error}") from None

@@ -1,0 +1,287 @@
+"""The inference network: q(x | y) of every controlled draw, trained on traces from the prior.
+
+The network follows a trace draw by draw. A core reads, at each step, the embedded observation, the value drawn
+before and the addresses before and now; a head for the current address turns its output into a proposal
+(Le, Baydin and Wood 2017, "Inference compilation and universal probabilistic programming"; sizes as in Baydin et
+al. 2019, "Etalumis", section 4.3). The loss is −log q(x | y) summed over the controlled draws, mean over traces.
+In training all values are known, so the core runs once over the packed minibatch whatever its mix of trace types,
+and every head once over all its draws: the same value and gradient as running the types one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from etalumis.execution import TraceBatch
+from etalumis.networks.banks import Bank
+from etalumis.networks.cores import core
+from etalumis.networks.embeddings import AddressEmbedding, Projection, ValueEmbedding
+from etalumis.networks.errors import NetworkConfigError, ProposalError
+from etalumis.networks.heads import HEADS, Head
+from etalumis.networks.layout import Layout, Row, rows_of
+from etalumis.networks.observations import ObservationEmbedding
+from etalumis.networks.observed import observation_shapes, observed_values
+from etalumis.networks.packing import DrawGroup, TrainingBatch
+from etalumis.networks.proposals import Proposal, proposal
+
+if TYPE_CHECKING:
+    from etalumis.networks.proposer import NetworkProposer
+
+DEFAULTS: dict[str, Any] = {
+    "observations": {},
+    "observation_embedding": 256,
+    "address_embedding": 64,
+    "type_embedding": 8,
+    "value_embedding": 4,
+    "core": {"kind": "lstm"},
+    "head": {"kind": "per_address", "hidden": None},
+    "components": 10,
+    "max_instances": 4,
+    "max_controlled": None,
+    "seed": 0,
+}
+
+
+class InferenceNetwork(nn.Module):
+    """Proposals for every controlled scalar draw of one simulator.
+
+    Args:
+        config: plain values, merged over :data:`DEFAULTS`: sizes of the embeddings; ``observations``: embedding
+            of each observation by name (see :class:`ObservationEmbedding`); ``core`` and ``head``: ``kind`` and
+            arguments; ``components`` of a mixture; ``max_instances`` of a loop with rows of their own (None:
+            all); ``max_controlled`` draws of a trace to propose (None: all); ``seed`` of the first weights.
+        observations: shape of each observation it reads, by name.
+        simulator: name of the simulator it is for; stored with checkpoints.
+
+    Attributes:
+        layout: the address dictionary; :func:`pack` needs it.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        observations: Mapping[str, Sequence[int]] | None = None,
+        simulator: str = "",
+    ) -> None:
+        super().__init__()
+        self.config = merged_config(config or {})
+        self.simulator = simulator
+        c = self.config
+        self.layout = Layout(observations or {}, c["max_instances"], c["max_controlled"])
+        seed = int(c["seed"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.observations = ObservationEmbedding(
+                self.layout.observations, c["observation_embedding"], c["observations"]
+            )
+            self.addresses = AddressEmbedding(c["address_embedding"], c["type_embedding"], _seed(seed, "addresses"))
+            self.core = core(c["core"])
+            self.projection = Projection(
+                self.observations.size, self.addresses.size, c["value_embedding"], self.core.width
+            )
+        self.values = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        self._proposals: dict[str, Proposal] = {}
+
+    @classmethod
+    def for_batch(cls, config: Mapping[str, Any] | None, batch: TraceBatch, simulator: str = "") -> InferenceNetwork:
+        """A network for traces like these: it reads every named observation, standardised by their statistics,
+        and has rows for their addresses."""
+        network = cls(config, observation_shapes(batch), simulator)
+        network.standardise(batch)
+        network.grow(batch)
+        return network
+
+    def standardise(self, batch: TraceBatch, seed: int = 0) -> None:
+        """Take the constants that standardise observations from traces."""
+        order = torch.arange(len(batch)).numpy()
+        values = observed_values(batch, self.layout.observations, order, seed, 0, fresh_noise=True)
+        self.observations.fit(values)
+
+    # --- growing ----------------------------------------------------------------------------------------------
+
+    def grow(self, source: TraceBatch | Iterable[Row]) -> int:
+        """Append rows for addresses that are not known yet; nothing known changes.
+
+        Args:
+            source: traces, or rows (:func:`etalumis.networks.layout.rows_of`) in the order to append them.
+
+        Returns:
+            How many rows are new. Optimisers of :mod:`etalumis.optim` find them by themselves.
+        """
+        added = self.layout.grow(rows_of(source) if isinstance(source, TraceBatch) else source)
+        self.addresses.grow(self.layout)
+        for name, rows in self.layout.head_rows.items():
+            if name not in self.heads:
+                self._add_head(name)
+            bank = self._values(name).rows
+            missing = rows - len(bank)
+            if missing:
+                bank.grow(missing)
+                self._head(name).grow(missing)
+        return added
+
+    def _add_head(self, name: str) -> None:
+        c = self.config
+        kind, _, categories = name.partition("_")
+        count = int(categories or 0)
+        answer = self._proposals[name] = proposal(kind, count, c["components"])
+        seed = _seed(int(c["seed"]), name)
+        like = self.projection.address.weight
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            head = HEADS[c["head"]["kind"]](
+                self.core.size, answer.outputs, self.addresses.size, c["head"]["hidden"], seed
+            )
+            values = ValueEmbedding(count, c["value_embedding"], seed + 1)
+        self.heads[name] = head.to(device=like.device, dtype=like.dtype)
+        self.values[name] = values.to(device=like.device, dtype=like.dtype)
+
+    def _head(self, name: str) -> Head:
+        return cast("Head", self.heads[name])
+
+    def _values(self, name: str) -> ValueEmbedding:
+        return cast("ValueEmbedding", self.values[name])
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    def loss(self, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
+        """Mean over traces of −log q(x | y), and what it is made of.
+
+        Draws of addresses without a row count with their prior density, as inference would draw them.
+
+        Returns:
+            the loss, a float64 scalar, and ``traces``, ``draws``, ``unknown_draws`` (addresses without a row) and
+            ``unknown_loss`` (their part of the loss) as numbers.
+
+        Raises:
+            ProposalError: where a density is zero or not a number, naming the address.
+        """
+        log_q = self.log_q(batch)
+        total = torch.stack([part.sum() for part in log_q]).sum() if log_q else torch.zeros((), dtype=torch.float64)
+        if not math.isfinite(total.item()):
+            raise self._unreachable(batch, log_q)
+        traces = max(batch.num_traces, 1)
+        info = {
+            "traces": float(batch.num_traces),
+            "draws": float(batch.num_draws),
+            "unknown_draws": float(batch.unknown_draws),
+            "unknown_loss": -batch.unknown_log_prob / traces,
+        }
+        return -(total + batch.unknown_log_prob) / traces, info
+
+    def log_q(self, batch: TrainingBatch) -> list[Tensor]:
+        """log q of the draws of each group, float64 (n,), in the order of ``batch.groups``."""
+        embeddings = self.addresses(batch.addresses)
+        static = self.projection.static(self.observations(batch.observations), batch.num_traces)
+        value_before = self._values_before(batch, embeddings)
+        tokens = self.projection.tokens(embeddings, batch.address, batch.previous_address, value_before)
+        states = self.core(tokens, static, batch.batch_sizes)
+        return [
+            self._proposals[group.head].log_q(self.outputs(group, states, embeddings), group.columns)
+            for group in batch.groups
+        ]
+
+    def outputs(self, group: DrawGroup, states: Tensor, embeddings: Tensor) -> Tensor:
+        """The head's numbers for a group's draws, (n, ≥ outputs), from the core's output (D, size)."""
+        chosen = states.index_select(0, group.position)
+        answer: Tensor = self.heads[group.head](chosen, group, embeddings.index_select(0, group.address))
+        return answer
+
+    def _values_before(self, batch: TrainingBatch, like: Tensor) -> Tensor:
+        """Embedding of the value drawn before each draw, (D, value_embedding); 0 where there is none."""
+        parts = [self.embed_values(group) for group in batch.groups]
+        nothing = like.new_zeros((1, self.config["value_embedding"]))
+        return torch.cat([*parts, nothing]).index_select(0, batch.previous_draw)
+
+    def embed_values(self, group: DrawGroup) -> Tensor:
+        """Embeddings of a group's values, (n, value_embedding)."""
+        embedded: Tensor = self.values[group.head](group)
+        return embedded
+
+    def proposal(self, head: str) -> Proposal:
+        """The proposal that a head parameterises."""
+        return self._proposals[head]
+
+    def _unreachable(self, batch: TrainingBatch, log_q: Sequence[Tensor]) -> ProposalError:
+        for group, part in zip(batch.groups, log_q, strict=True):
+            wrong = torch.nonzero(~part.detach().isfinite())[:, 0]
+            if len(wrong):
+                draw = int(wrong[0])
+                head_row = group.groups.rows[int(group.member[draw])]
+                row = next(r for r in self._rows_of_head(group.head) if r[0] == head_row)[1]
+                density = float(part[draw])
+                hint = (
+                    "the weights or the observation hold NaN: lower the learning rate, or look at the data"
+                    if math.isnan(density)
+                    else "the proposal can't reach the value drawn there"
+                )
+                return ProposalError(f"log q is {density} at address {row.address}: {hint}")
+        return ProposalError("the loss is not finite: the prior density of a draw of an unknown address is not")
+
+    def _rows_of_head(self, name: str) -> list[tuple[int, Row]]:
+        return list(enumerate(row for row in self.layout.rows if row.head == name))
+
+    # --- inference --------------------------------------------------------------------------------------------
+
+    def proposer(self) -> NetworkProposer:
+        """Answers the draws of executions in lock-step."""
+        from etalumis.networks.proposer import NetworkProposer
+
+        return NetworkProposer(self)
+
+    # --- state ------------------------------------------------------------------------------------------------
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear dense gradients and those of the banks."""
+        super().zero_grad(set_to_none)
+        for module in self.modules():
+            if isinstance(module, Bank):
+                module.clear_gradient()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The address dictionary: part of the state dictionary, so that loading makes the rows it needs."""
+        return {"simulator": self.simulator, "layout": self.layout.to_json()}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Append the rows of a stored dictionary. Runs before the rows themselves are loaded.
+
+        Raises:
+            NetworkConfigError: where the network already has other rows.
+        """
+        rows = Layout.rows_from_json(state["layout"])
+        if self.layout.rows != rows[: len(self.layout)]:
+            raise NetworkConfigError(
+                "the stored network has other addresses, or the same in another order; load it into a new network"
+            )
+        self.grow(rows)
+
+
+def merged_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration over the defaults.
+
+    Raises:
+        NetworkConfigError: naming unknown keys and the known ones.
+    """
+    unknown = sorted(set(config) - set(DEFAULTS))
+    if unknown:
+        raise NetworkConfigError(f"unknown network settings {unknown}; the settings are {sorted(DEFAULTS)}")
+    out = {**DEFAULTS, **config}
+    out["head"] = {**DEFAULTS["head"], **out["head"]}
+    kind, unknown = out["head"]["kind"], sorted(set(out["head"]) - set(DEFAULTS["head"]))
+    if kind not in HEADS or unknown:
+        raise NetworkConfigError(f"a head has kind (one of {sorted(HEADS)}) and hidden; got {out['head']}")
+    return out
+
+
+def _seed(seed: int, purpose: str) -> int:
+    """A seed of its own for each part of the network, whatever the order in which they come."""
+    number = seed
+    for byte in purpose.encode():
+        number = (number * 1_000_003 + byte) % (1 << 40)
+    return number

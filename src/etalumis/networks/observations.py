@@ -1,0 +1,246 @@
+"""Embeddings of observations: from measured arrays to the vector that every step of the core sees.
+
+Each observation is compressed and standardised by constants taken from data, then embedded by the network that
+the configuration names; several observations are embedded one by one and joined. Scalars and vectors that the
+configuration does not mention are joined before embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from etalumis.networks.errors import NetworkConfigError
+
+_TINY = 1e-12
+_COMPRESSIONS = ("none", "asinh", "log1p")
+_STANDARDS = ("each", "all", "none")
+_PAPER_AXIS = 20  # voxels per axis below which the paper's unpadded CNN has nothing left
+
+
+class Standardise(nn.Module):
+    """(f(x / unit) − loc) / scale, with constants from data; missing values (NaN) become 0.
+
+    Args:
+        shape: of one observation.
+        compress: f: ``"none"``, ``"asinh"`` (linear near 0, logarithmic beyond the unit) or ``"log1p"``
+            (sign(x) log(1 + |x|)).
+        standardise: ``"each"`` element by its own mean and standard deviation, ``"all"`` by one scale (loc 0:
+            for voxels, where most elements are noise), or ``"none"``.
+    """
+
+    unit: Tensor
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, shape: Sequence[int], compress: str, standardise: str) -> None:
+        super().__init__()
+        if compress not in _COMPRESSIONS or standardise not in _STANDARDS:
+            raise NetworkConfigError(
+                f"compress is one of {_COMPRESSIONS} and standardise one of {_STANDARDS}; "
+                f"got {compress!r} and {standardise!r}"
+            )
+        self.compress, self.standardise = compress, standardise
+        constants = tuple(shape) if standardise == "each" else ()
+        self.register_buffer("unit", torch.ones(()))
+        self.register_buffer("loc", torch.zeros(constants))
+        self.register_buffer("scale", torch.ones(constants))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Take the constants from observations (n, *shape)."""
+        x = x.double()
+        if self.compress != "none":
+            self.unit.fill_(max(x.nan_to_num(0.0).square().mean().sqrt().item(), _TINY))
+        y = self._compressed(x)
+        if self.standardise == "each":
+            loc = y.nanmean(0).nan_to_num(0.0)
+            scale = (y - loc).square().nanmean(0).sqrt().nan_to_num(1.0)
+            self.loc.copy_(loc)
+            # An element that never varies says nothing: any scale will do.
+            self.scale.copy_(torch.where(scale > _TINY * (1.0 + loc.abs()), scale, 1.0))
+        elif self.standardise == "all":
+            self.scale.fill_(max(y.nan_to_num(0.0).square().mean().sqrt().item(), _TINY))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (self._compressed(x) - self.loc) / self.scale
+        return torch.where(y.isnan(), 0.0, y)
+
+    def _compressed(self, x: Tensor) -> Tensor:
+        if self.compress == "asinh":
+            return torch.asinh(x / self.unit)
+        if self.compress == "log1p":
+            return torch.sign(x) * torch.log1p((x / self.unit).abs())
+        return x
+
+
+class MLP(nn.Module):
+    """Fully connected ReLU layers over the flattened observation, (n, *shape) → (n, output)."""
+
+    def __init__(self, shape: Sequence[int], output: int, hidden: Sequence[int] = (256,)) -> None:
+        super().__init__()
+        sizes = [math.prod(shape), *hidden, output]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y
+
+
+class CNN(nn.Module):
+    """Blocks of convolutions with ReLU, each block closed by max-pooling, then one fully connected layer.
+
+    Args:
+        shape: of one observation, one axis per spatial dimension, or one more in front for channels.
+        output: numbers per observation.
+        dimensions: 2 or 3.
+        blocks: channels of each convolution, block by block. The default is the paper's.
+        kernel: size of the convolutions.
+        padding: voxels of zeros around the input of each convolution: 0 as in the paper, kernel // 2 keeps sizes.
+        pool: factor of the max-pooling.
+        stride: of the first convolution: a cheap way to look at large images.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        output: int,
+        dimensions: int,
+        blocks: Sequence[Sequence[int]] = ((64, 64), (128, 128, 128)),
+        kernel: int = 3,
+        padding: int = 0,
+        pool: int = 2,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        if len(shape) not in (dimensions, dimensions + 1):
+            raise NetworkConfigError(f"a {dimensions}D CNN can't read observations of shape {tuple(shape)}")
+        convolution, pooling = ((nn.Conv2d, nn.MaxPool2d), (nn.Conv3d, nn.MaxPool3d))[dimensions - 2]
+        self.add_channel = len(shape) == dimensions
+        channels, axes = (1, tuple(shape)) if self.add_channel else (shape[0], tuple(shape[1:]))
+        layers: list[nn.Module] = []
+        for block in blocks:
+            for features in block:
+                layers += [convolution(channels, features, kernel, stride, padding), nn.ReLU()]
+                axes = tuple((size + 2 * padding - kernel) // stride + 1 for size in axes)
+                channels, stride = features, 1
+            layers.append(pooling(pool))
+            axes = tuple(size // pool for size in axes)
+            if min(axes) < 1:
+                raise NetworkConfigError(
+                    f"observations of shape {tuple(shape)} are too small for this CNN: use padding, fewer blocks "
+                    "or a smaller kernel"
+                )
+        layers += [nn.Flatten(), nn.Linear(channels * math.prod(axes), output), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x[:, None] if self.add_channel else x)
+        return y
+
+
+def _cnn2d(shape: Sequence[int], output: int, **arguments: Any) -> nn.Module:
+    return CNN(shape, output, 2, **arguments)
+
+
+def _cnn3d(shape: Sequence[int], output: int, **arguments: Any) -> nn.Module:
+    return CNN(shape, output, 3, **arguments)
+
+
+def _cnn3d_small(shape: Sequence[int], output: int, **arguments: Any) -> nn.Module:
+    return CNN(shape, output, 3, **{"blocks": ((16, 16), (32,)), "padding": 1, **arguments})
+
+
+EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "cnn2d": _cnn2d,
+    "cnn3d": _cnn3d,
+    "cnn3d_small": _cnn3d_small,
+}
+
+
+def default_embedding(shape: Sequence[int]) -> dict[str, Any]:
+    """What embeds an observation of this shape where the configuration is silent."""
+    if len(shape) <= 1:
+        return {"kind": "mlp", "compress": "none", "standardise": "each"}
+    if len(shape) == 2:
+        return {"kind": "cnn2d" if min(shape) >= _PAPER_AXIS else "mlp", "compress": "none", "standardise": "all"}
+    kind = "cnn3d" if len(shape) == 3 and min(shape) >= _PAPER_AXIS else "cnn3d_small" if len(shape) == 3 else "mlp"
+    return {"kind": kind, "compress": "asinh", "standardise": "all"}
+
+
+class ObservationEmbedding(nn.Module):
+    """All observations of a trace as one vector, (N, size); 0 numbers where the network reads no observation.
+
+    Args:
+        shapes: of each observation, by name.
+        size: of the output.
+        config: by observation name ``{"kind": "mlp" | "cnn2d" | "cnn3d" | "cnn3d_small", "compress": …,
+            "standardise": …, **arguments of the kind}``.
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], size: int, config: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__()
+        unknown = sorted(set(config) - set(shapes))
+        if unknown:
+            raise NetworkConfigError(f"the data has no observations {unknown}; it has {sorted(shapes)}")
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self.size = size if shapes else 0
+        self.joined = [name for name, shape in self.shapes.items() if len(shape) <= 1 and name not in config]
+        self.single = [name for name in self.shapes if name not in self.joined]
+        self.standards = nn.ModuleList()
+        self.networks = nn.ModuleList()
+        for name in self.single:
+            shape = self.shapes[name]
+            arguments = {**default_embedding(shape), **config.get(name, {})}
+            kind = arguments.pop("kind")
+            if kind not in EMBEDDINGS:
+                raise NetworkConfigError(f"unknown observation embedding {kind!r}; there are {sorted(EMBEDDINGS)}")
+            self.standards.append(Standardise(shape, arguments.pop("compress"), arguments.pop("standardise")))
+            self.networks.append(_build(EMBEDDINGS[kind], name, shape, size, arguments))
+        if self.joined:
+            width = sum(math.prod(self.shapes[name]) for name in self.joined)
+            self.standards.append(Standardise((width,), "none", "each"))
+            self.networks.append(MLP((width,), size))
+        self.join = nn.Linear(size * len(self.networks), size) if len(self.networks) > 1 else None
+
+    def forward(self, observations: Mapping[str, Tensor]) -> Tensor | None:
+        """Embeddings of observations (N, *shape) by name; None where there are none to embed."""
+        parts = [
+            network(standard(x))
+            for network, standard, x in zip(self.networks, self.standards, self._inputs(observations), strict=True)
+        ]
+        if self.join is None:
+            return parts[0] if parts else None
+        return F.relu(self.join(torch.cat(parts, 1)))
+
+    def fit(self, observations: Mapping[str, Tensor]) -> None:
+        """Take the constants of standardisation from observations (n, *shape) by name."""
+        for standard, x in zip(self.standards, self._inputs(observations), strict=True):
+            if isinstance(standard, Standardise):
+                standard.fit(x)
+
+    def _inputs(self, observations: Mapping[str, Tensor]) -> list[Tensor]:
+        dtype = next((parameter.dtype for parameter in self.parameters()), torch.float32)
+        inputs = [observations[name].to(dtype) for name in self.single]
+        if self.joined:
+            columns = [observations[name].to(dtype).reshape(-1, math.prod(self.shapes[name])) for name in self.joined]
+            inputs.append(torch.cat(columns, 1))
+        return inputs
+
+
+def _build(make: Any, name: str, shape: Sequence[int], size: int, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        network: nn.Module = make(shape, size, **arguments)
+    except TypeError as error:
+        raise NetworkConfigError(f"embedding of observation {name!r}: {error}") from None
+    return network

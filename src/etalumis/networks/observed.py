@@ -1,0 +1,148 @@
+"""The observations of a batch of traces, with fresh noise where the likelihood is known.
+
+A dataset may keep the parameters of an observation's likelihood instead of its value. The value is then drawn
+whenever the trace is read, seeded by (seed, epoch, trace index), so that every epoch trains on other noise and
+the answer depends neither on the minibatch nor on the worker. Exact for the training objective as long as
+nothing in the simulator depends on the observed value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from etalumis.distributions import DISTRIBUTIONS, OBSERVE, Normal, Stream
+from etalumis.execution import ObserveColumn, TraceBatch
+
+_WORD = (1 << 64) - 1
+_EPOCH = 0xD1342543DE82EF95
+
+
+def observed_values(
+    batch: TraceBatch,
+    shapes: Mapping[str, Sequence[int]],
+    order: NDArray[np.int64],
+    seed: int,
+    epoch: int,
+    fresh_noise: bool,
+) -> dict[str, Tensor]:
+    """Observations by name: float32 (N, *shape), traces in ``order``; NaN where a trace lacks one.
+
+    A name met several times in a trace has its values one after the other along the first axis of ``shape``.
+
+    Raises:
+        ValueError: where a name occurs nowhere, more often than the shape allows, with another shape, or as NaN.
+    """
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    out = {}
+    for number, (name, shape) in enumerate(shapes.items()):
+        columns = [c for c in batch.observes if c.name == name]
+        if not columns and len(batch):
+            known = sorted({c.name for c in batch.observes if c.name})
+            raise ValueError(f"no trace observes {name!r}, which the network reads; the traces observe {known}")
+        values = np.full((len(batch), *shape), np.nan, dtype=np.float32)
+        met = np.zeros(len(batch), dtype=np.int64)
+        for column in columns:
+            if column.shape == tuple(shape):
+                slots = values[:, None]
+            elif len(shape) and column.shape == tuple(shape)[1:]:
+                slots = values
+            else:
+                raise ValueError(f"observation {name!r} has shape {column.shape}; the network was built for {shape}")
+            meeting = met[column.rows]
+            met[column.rows] += 1
+            most = slots.shape[1]
+            if meeting.max(initial=0) >= most:
+                raise ValueError(
+                    f"a trace observes {name!r} more often than the {most} times the network was built for"
+                )
+            drawn = _values(column, batch.index[column.rows], meeting, (seed, epoch, number), fresh_noise)
+            if np.isnan(drawn).any():
+                raise ValueError(f"observation {name!r} holds NaN")
+            slots[rank[column.rows], meeting] = drawn
+        out[name] = torch.from_numpy(values)
+    return out
+
+
+def _values(
+    column: ObserveColumn,
+    index: NDArray[np.int64],
+    meeting: NDArray[np.int64],
+    key: tuple[int, int, int],
+    fresh_noise: bool,
+) -> NDArray[Any]:
+    """A column's values, (M, *shape): the stored ones, or newly drawn."""
+    redraw = fresh_noise and not column.observed and column.family == Normal.family
+    if column.values is not None and not redraw:
+        return column.values
+    draw = _normal if column.family == Normal.family else _from_family
+    return draw(column, index, meeting, key)
+
+
+def _normal(
+    column: ObserveColumn, index: NDArray[np.int64], meeting: NDArray[np.int64], key: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """mean + stddev · noise, the noise of each trace from a counter-based sequence of its own."""
+    seed, epoch, number = key
+    bits = np.random.Philox(key=np.zeros(2, dtype=np.uint64))
+    state: Any = bits.state
+    counter, words = state["state"]["counter"], state["state"]["key"]
+    words[0] = (seed + epoch * _EPOCH) & _WORD
+    counter[3] = number
+    state["buffer_pos"] = 4  # nothing buffered
+    generator = np.random.Generator(bits)
+    noise = np.empty((len(index), *column.shape), dtype=np.float32)
+    for row, (trace, count) in enumerate(zip(index.tolist(), meeting.tolist(), strict=True)):
+        words[1] = trace & _WORD
+        counter[2] = count
+        bits.state = state
+        generator.standard_normal(dtype=np.float32, out=noise[row, ...])
+    mean, stddev = (_aligned(p, len(column.shape)) for p in column.parameters)
+    noise *= stddev.astype(np.float32)
+    noise += mean.astype(np.float32)
+    return noise
+
+
+def _from_family(
+    column: ObserveColumn, index: NDArray[np.int64], meeting: NDArray[np.int64], key: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """A family without a vectorised route: its own algorithm, trace by trace."""
+    seed, epoch, number = key
+    stream = Stream((seed + epoch * _EPOCH + (number << 32)) & _WORD)
+    family = DISTRIBUTIONS[column.family]
+    values = np.empty((len(index), *column.shape), dtype=np.float32)
+    for row, (trace, count) in enumerate(zip(index.tolist(), meeting.tolist(), strict=True)):
+        stream.start(trace)
+        stream.seek(count, OBSERVE)
+        parameters = [p[row if len(p) > 1 else 0] for p in column.parameters]
+        values[row] = family.from_parameters(*parameters).draw(stream)
+    return values
+
+
+def _aligned(parameter: NDArray[Any], rank: int) -> NDArray[Any]:
+    """(M or 1, *its shape) with axes of size one so that it broadcasts against (M, *shape)."""
+    return parameter.reshape(len(parameter), *(1,) * (rank - parameter.ndim + 1), *parameter.shape[1:])
+
+
+def observation_shapes(batch: TraceBatch) -> dict[str, tuple[int, ...]]:
+    """The shape of each named observation of a batch; a name met k > 1 times in a trace has (k, *shape)."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    met: dict[str, NDArray[np.int64]] = {}
+    for column in batch.observes:
+        if column.name:
+            if shapes.setdefault(column.name, column.shape) != column.shape:
+                raise ValueError(
+                    f"observation {column.name!r} has several shapes: {shapes[column.name]}, {column.shape}"
+                )
+            counts = met.setdefault(column.name, np.zeros(len(batch), dtype=np.int64))
+            counts += np.bincount(column.rows, minlength=len(batch))
+    return {
+        name: shape if met[name].max(initial=0) <= 1 else (int(met[name].max()), *shape)
+        for name, shape in shapes.items()
+    }
