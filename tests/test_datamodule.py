@@ -1,13 +1,25 @@
 """Minibatches: every trace once per epoch, in an order that depends on (seed, epoch) alone."""
 
 from collections import Counter
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etalumis.datamodules.minibatches import Minibatch, Rows, Split, TrainingOrder, in_order
+import etalumis as et
+from etalumis.datamodules.minibatches import Minibatch, Piece, Rows, Split, TrainingOrder, in_order
+from etalumis.datamodules.reading import Minibatches, Parcel, Reader
+from etalumis.datamodules.traces import TracesDataModule
+from etalumis.networks.layout import Layout, rows_of
+from etalumis.networks.packing import TrainingBatch, pack
+from etalumis.simulators.classics import branching, gaussian
+from etalumis.simulators.detector import Detector
+from etalumis.simulators.tau import Tau
+from etalumis.storage import Dataset, DatasetError, simulate
 
 
 def traces(minibatches: list[Minibatch]) -> Counter[tuple[int, int]]:
@@ -106,3 +118,140 @@ def test_a_reader_needs_few_chunks_at_hand() -> None:
     for chunk in range(40):
         places = [k for k, c in enumerate(chunks) if c == chunk]
         assert len(set(chunks[places[0] : places[-1] + 1])) <= 8
+
+
+# --- from disk to the network ---------------------------------------------------------------------
+
+
+def tau() -> et.Model:
+    return et.Model(Tau(Detector(shape=(3, 4, 5))), name="tau")
+
+
+def small(function: object, name: str) -> et.Model:
+    return et.Model(function, name)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data")
+    simulate(tau, path / "train", 300, model="tau", workers=0, chunk_size=64)
+    simulate(tau, path / "valid", 90, model="tau", seed=1, workers=0, chunk_size=50)
+    for function in (gaussian, branching):
+        make = partial(small, function, function.__name__)
+        simulate(make, path / function.__name__, 40, model=function.__name__, workers=0)
+    return path
+
+
+def layout_of(module: TracesDataModule) -> Layout:
+    layout = Layout({"detector": (3, 4, 5)})
+    for batch in module.batches():
+        layout.grow(rows_of(batch))
+    return layout
+
+
+def ready(path: Path, **settings: object) -> TracesDataModule:
+    module = TracesDataModule(str(path / "train"), batch_size=32, **settings)  # type: ignore[arg-type]
+    module.attach(layout_of(module))
+    return module
+
+
+def epoch_of(module: TracesDataModule, epoch: int) -> list[TrainingBatch]:
+    loader = module.train_dataloader()
+    loader.sampler.set_epoch(epoch)  # as Lightning does
+    return [module.on_before_batch_transfer(batch, 0) for batch in loader]
+
+
+def validation_of(module: TracesDataModule) -> list[TrainingBatch]:
+    loader = module.val_dataloader()
+    return [module.on_before_batch_transfer(batch, 0) for batch in loader]
+
+
+def assert_same(one: TrainingBatch, other: TrainingBatch) -> None:
+    assert (one.batch_sizes, one.unknown_draws) == (other.batch_sizes, other.unknown_draws)
+    assert torch.equal(one.observations["detector"], other.observations["detector"])
+    assert torch.equal(one.address, other.address)
+    for a, b in zip(one.groups, other.groups, strict=True):
+        assert a.groups == b.groups
+        assert all(torch.equal(a.columns[name], b.columns[name]) for name in a.columns)
+
+
+def test_loader_processes_make_the_same_minibatches(data: Path) -> None:
+    here, there = ready(data, workers=0), ready(data, workers=1)
+    for one, other in zip(epoch_of(here, 1), epoch_of(there, 1), strict=True):
+        assert_same(one, other)
+    for one, other in zip(validation_of(here), validation_of(there), strict=True):
+        assert_same(one, other)
+
+
+def test_epochs_take_all_training_traces_in_another_order(data: Path) -> None:
+    module = ready(data, workers=0, valid_fraction=0.2)
+    epochs = [epoch_of(module, epoch) for epoch in (0, 1)]
+    draws = [sum(batch.num_draws for batch in batches) for batches in epochs]
+    assert [sum(batch.num_traces for batch in batches) for batches in epochs] == [module.order.traces] * 2
+    assert draws[0] == draws[1]
+    assert module.order.traces + module.valid_traces == 300
+    assert [batch.num_draws for batch in epochs[0]] != [batch.num_draws for batch in epochs[1]]
+    everything = sum(int(batch.controlled.sum()) for batch in Dataset(data / "train").batches())
+    assert draws[0] + sum(batch.num_draws for batch in validation_of(module)) == everything
+
+
+def test_noise_is_fresh_in_training_and_fixed_in_validation(data: Path) -> None:
+    def noise(fresh: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same two traces in two epochs."""
+        module = ready(data, workers=0, fresh_noise=fresh)
+        pieces = (Piece(1, np.array([3, 5])),)
+        batches = Minibatches(Reader(Dataset(data / "train"), 1.0), lambda epoch: [pieces], layout_of(module), 0, fresh)
+        one, other = (batches[epoch, 0].observations["detector"] for epoch in (0, 1))
+        return one, other
+
+    one, other = noise(fresh=True)
+    difference = (one - other) / (2.0**0.5 * 0.2)
+    assert abs(float(difference.std()) - 1.0) < 0.4, "two noises of σ = 0.2"
+    assert torch.equal(*noise(fresh=False))
+    module = ready(data, workers=0)
+    for one_batch, other_batch in zip(validation_of(module), validation_of(module), strict=True):
+        assert_same(one_batch, other_batch)
+
+
+def test_separate_validation_data(data: Path) -> None:
+    module = TracesDataModule(str(data / "train"), str(data / "valid"), batch_size=32, workers=0)
+    module.attach(layout_of(module))
+    assert (module.order.traces, module.valid_traces) == (300, 90)
+    assert [batch.num_traces for batch in validation_of(module)] == [32, 32, 26]
+
+
+def test_no_validation(data: Path) -> None:
+    assert ready(data, workers=0, valid_fraction=0.0).val_dataloader() == []
+
+
+def test_reader_keeps_few_chunks(data: Path) -> None:
+    reader = Reader(Dataset(data / "train"), cache_mb=0.0)
+    whole = et.TraceBatch.concatenate(list(reader.dataset.batches()))
+    pieces = tuple(Piece(chunk, np.array([1, 0])) for chunk in (0, 1, 0, 4))
+    np.testing.assert_array_equal(reader.minibatch(pieces).index, [1, 0, 65, 64, 1, 0, 257, 256])
+    assert len(reader._cache) == 1
+    assert len(whole) == 300
+    roomy = Reader(Dataset(data / "train"), cache_mb=100.0)
+    roomy.minibatch(pieces)
+    assert list(roomy._cache) == [1, 0, 4], "the chunk used last goes last"
+    assert roomy.__getstate__()["_cache"] == {}, "decoded chunks don't travel to other processes"
+
+
+def test_parcels_hold_minibatches_exactly(data: Path) -> None:
+    module = ready(data, workers=0)
+    batch = pack(next(module.batches()), layout_of(module))
+    parcel = Parcel.wrap(batch)
+    assert parcel.contents.dtype == torch.uint8
+    opened = parcel.unwrap()
+    assert_same(batch, opened)
+    assert opened.order.dtype == batch.order.dtype
+    assert opened.addresses.frames.tolist() == batch.addresses.frames.tolist()
+
+
+def test_datasets_that_do_not_fit(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"'gaussian'.*'branching'"):
+        TracesDataModule(str(data / "gaussian"), str(data / "branching"), workers=0)
+    with pytest.raises(DatasetError, match="holds no dataset"):
+        TracesDataModule(str(tmp_path), workers=0)
+    with pytest.raises(ValueError, match="batch_size"):
+        TracesDataModule(str(data / "gaussian"), batch_size=0, workers=0)

@@ -1,5 +1,1 @@
-"""Lightning data modules."""
-
-from etalumis.datamodules.traces import TracesDataModule
-
-__all__ = ["TracesDataModule"]
+"""Data for training. The data module is in :mod:`.traces`; what its processes run, without Lightning, beside it."""

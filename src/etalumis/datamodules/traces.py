@@ -2,85 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
 from typing import Any
 
 import numpy as np
-import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
-from torch.utils.data import Dataset as TorchDataset
 
-from etalumis.datamodules.minibatches import Minibatch, Split, TrainingOrder, in_order
+from etalumis.datamodules import reading
+from etalumis.datamodules.minibatches import Minibatch, Rows, Split, TrainingOrder, in_order
+from etalumis.datamodules.reading import Minibatches, Parcel, Reader
 from etalumis.execution import TraceBatch
 from etalumis.networks.layout import Layout
-from etalumis.networks.packing import TrainingBatch, pack
+from etalumis.networks.packing import TrainingBatch
 from etalumis.storage import Dataset, DatasetError
-
-Order = Callable[[int], list[Minibatch]]
-
-
-class Reader:
-    """Traces of a dataset by minibatch; the storage chunks read last are kept decoded.
-
-    Args:
-        dataset: where the chunks lie.
-        cache_mb: MiB of decoded chunks to keep, in each process that reads.
-    """
-
-    def __init__(self, dataset: Dataset, cache_mb: float) -> None:
-        self.dataset = dataset
-        self._room = int(cache_mb * 2**20)
-        self._cache: OrderedDict[int, tuple[TraceBatch, int]] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cache": OrderedDict()}
-
-    def minibatch(self, pieces: Minibatch) -> TraceBatch:
-        """The traces of a minibatch."""
-        return TraceBatch.concatenate([self._chunk(chunk).select(rows) for chunk, rows in pieces])
-
-    def _chunk(self, number: int) -> TraceBatch:
-        found = self._cache.get(number)
-        if found is not None:
-            self._cache.move_to_end(number)
-            return found[0]
-        batch = self.dataset.read(number)
-        size = sum(array.nbytes for array in batch.to_arrays()[0].values())
-        self._cache[number] = (batch, size)
-        held = sum(size for _, size in self._cache.values())
-        while held > self._room and len(self._cache) > 1:
-            held -= self._cache.popitem(last=False)[1][1]
-        return batch
-
-
-class Minibatches(TorchDataset):
-    """Packed minibatches by (epoch, step). Which they are depends on nothing else, so any process can make any.
-
-    Args:
-        reader: of the traces.
-        order: from an epoch to its minibatches.
-        layout: of the network they are packed for.
-        seed: of the observation noise.
-        fresh_noise: draw new noise in every epoch; otherwise that of epoch 0.
-    """
-
-    def __init__(self, reader: Reader, order: Order, layout: Layout, seed: int, fresh_noise: bool) -> None:
-        self._reader = reader
-        self._order = order
-        self._layout = layout
-        self._seed = seed
-        self._fresh_noise = fresh_noise
-        self._epoch: tuple[int, list[Minibatch]] = (-1, [])
-
-    def __getitem__(self, place: tuple[int, int]) -> TrainingBatch:
-        epoch, step = place
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._order(epoch))
-        traces = self._reader.minibatch(self._epoch[1][step])
-        return pack(traces, self._layout, seed=self._seed, epoch=epoch if self._fresh_noise else 0)
 
 
 class EpochSampler(Sampler):
@@ -145,6 +83,7 @@ class TracesDataModule(LightningDataModule):
         self._seed = seed
         self._fresh_noise = fresh_noise
         self._cache_mb = cache_mb
+        self._context = _quick_start() if self.workers else None
         split = Split(seed, valid_fraction if valid is None else 0.0)
         self.order = TrainingOrder(_rows(self.train_data, split, validate=False), batch_size, seed)
         if valid is None:
@@ -184,6 +123,10 @@ class TracesDataModule(LightningDataModule):
         data = Minibatches(reader, self._valid_order, self._layout, ~self._seed, False)
         return self._loader(data, [(0, step) for step in range(len(self._valid_minibatches))])
 
+    def on_before_batch_transfer(self, batch: TrainingBatch | Parcel, dataloader_idx: int) -> TrainingBatch:
+        """Lightning's hook between loader and device."""
+        return batch.unwrap() if isinstance(batch, Parcel) else batch
+
     def _valid_order(self, epoch: int) -> list[Minibatch]:
         return self._valid_minibatches
 
@@ -195,16 +138,20 @@ class TracesDataModule(LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             prefetch_factor=4 if self.workers else None,
-            multiprocessing_context="forkserver" if self.workers else None,
-            worker_init_fn=_one_thread if self.workers else None,
+            multiprocessing_context=self._context,
+            collate_fn=Parcel.wrap if self.workers else None,
         )
 
 
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
+def _quick_start() -> Any:
+    """Loader processes are forked from one that has imported what they need, and has no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([reading.__name__])
+    forkserver.ensure_running()
+    return context
 
 
-def _rows(dataset: Dataset, split: Split, validate: bool) -> list[Any]:
+def _rows(dataset: Dataset, split: Split, validate: bool) -> list[Rows]:
     return [split.rows(number, chunk.traces, validate) for number, chunk in enumerate(dataset.chunks)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, Trainer, seed_everything
 
 from etalumis.conf.build import ConfigError, build
-from etalumis.datamodules import TracesDataModule
+from etalumis.datamodules.traces import TracesDataModule
 from etalumis.lit_models.inference_network import LitInferenceNetwork
 from etalumis.networks import InferenceNetwork
 

@@ -82,6 +82,6 @@ class LitInferenceNetwork(LightningModule):
         self.log("gradient_norm", float(norm))
 
     def on_save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Add what :func:`etalumis.networks.checkpoint.load` needs, so that ``et.IC`` reads Lightning's files."""
-        state["etalumis"] = checkpoint.describe(self.network)
+        """Add what :func:`etalumis.networks.checkpoint.load` needs beside the weights: ``et.IC`` reads these files."""
+        state["etalumis"] = checkpoint.description(self.network)
         state["settings"] = self._settings

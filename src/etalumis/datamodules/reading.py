@@ -1,0 +1,147 @@
+"""From storage chunks to packed minibatches: what loader processes do.
+
+Nothing here imports Lightning, so that these processes start quickly.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from etalumis.datamodules.minibatches import Minibatch
+from etalumis.execution import TraceBatch
+from etalumis.networks.layout import Layout
+from etalumis.networks.packing import TrainingBatch, pack
+from etalumis.storage import Dataset
+
+Order = Callable[[int], list[Minibatch]]
+
+
+class Reader:
+    """Traces of a dataset by minibatch; the storage chunks read last are kept decoded.
+
+    Args:
+        dataset: where the chunks lie.
+        cache_mb: MiB of decoded chunks to keep, in each process that reads.
+    """
+
+    def __init__(self, dataset: Dataset, cache_mb: float) -> None:
+        self.dataset = dataset
+        self._room = int(cache_mb * 2**20)
+        self._cache: OrderedDict[int, tuple[TraceBatch, int]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": OrderedDict()}
+
+    def minibatch(self, pieces: Minibatch) -> TraceBatch:
+        """The traces of a minibatch."""
+        return TraceBatch.concatenate([self._chunk(chunk).select(rows) for chunk, rows in pieces])
+
+    def _chunk(self, number: int) -> TraceBatch:
+        found = self._cache.get(number)
+        if found is not None:
+            self._cache.move_to_end(number)
+            return found[0]
+        batch = self.dataset.read(number)
+        size = sum(array.nbytes for array in batch.to_arrays()[0].values())
+        self._cache[number] = (batch, size)
+        held = sum(size for _, size in self._cache.values())
+        while held > self._room and len(self._cache) > 1:
+            held -= self._cache.popitem(last=False)[1][1]
+        return batch
+
+
+class Minibatches(TorchDataset):
+    """Packed minibatches by (epoch, step). Which they are depends on nothing else, so any process can make any.
+
+    Args:
+        reader: of the traces.
+        order: from an epoch to its minibatches.
+        layout: of the network they are packed for.
+        seed: of the observation noise.
+        fresh_noise: draw new noise in every epoch; otherwise that of epoch 0.
+    """
+
+    def __init__(self, reader: Reader, order: Order, layout: Layout, seed: int, fresh_noise: bool) -> None:
+        self._reader = reader
+        self._order = order
+        self._layout = layout
+        self._seed = seed
+        self._fresh_noise = fresh_noise
+        self._epoch: tuple[int, list[Minibatch]] = (-1, [])
+
+    def __getitem__(self, place: tuple[int, int]) -> TrainingBatch:
+        epoch, step = place
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._order(epoch))
+        traces = self._reader.minibatch(self._epoch[1][step])
+        return pack(traces, self._layout, seed=self._seed, epoch=epoch if self._fresh_noise else 0)
+
+
+class Parcel(NamedTuple):
+    """A minibatch on its way between processes: all its tensors in one, as sending many costs milliseconds.
+
+    Attributes:
+        contents: the bytes of every tensor, one after the other.
+        form: the minibatch with a :class:`_Place` for each tensor.
+    """
+
+    contents: Tensor
+    form: Any
+
+    @classmethod
+    def wrap(cls, batch: TrainingBatch) -> Parcel:
+        """Put a minibatch together."""
+        pieces: list[Tensor] = []
+        end = 0
+
+        def place(tensor: Tensor) -> _Place:
+            nonlocal end
+            start = -(-end // _ALIGNMENT) * _ALIGNMENT
+            raw = tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor.new_empty(0).byte()
+            pieces.extend((torch.empty(start - end, dtype=torch.uint8), raw))
+            end = start + len(raw)
+            return _Place(start, len(raw), tensor.dtype, tuple(tensor.shape))
+
+        form = _each(batch, Tensor, place)
+        return cls(torch.cat(pieces), form)
+
+    def unwrap(self) -> TrainingBatch:
+        """The minibatch, its tensors views of ``contents``."""
+
+        def take(place: _Place) -> Tensor:
+            raw = self.contents[place.start : place.start + place.size]
+            return raw.view(place.dtype).view(place.shape)
+
+        batch = _each(self.form, _Place, take)
+        assert isinstance(batch, TrainingBatch)
+        return batch
+
+
+class _Place(NamedTuple):
+    start: int
+    size: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+_ALIGNMENT = 64
+
+
+def _each(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """The same nested dataclasses, dictionaries and tuples with ``function`` applied to what is of this kind."""
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _each(item, kind, function) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{f.name: _each(getattr(value, f.name), kind, function) for f in fields(value)})
+    if isinstance(value, tuple) and value and is_dataclass(value[0]):
+        return tuple(_each(item, kind, function) for item in value)
+    return value
