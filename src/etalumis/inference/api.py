@@ -13,7 +13,7 @@ from etalumis.inference.engine import DEFAULT_TRACES, Engine
 from etalumis.inference.executions import Plan, execute
 from etalumis.inference.importance import ImportanceSampling
 from etalumis.inference.posterior import Posterior
-from etalumis.inference.progress import progress_bar
+from etalumis.inference.progress import Progress, progress_bar
 
 
 def prior(
@@ -21,7 +21,7 @@ def prior(
     num_traces: int = DEFAULT_TRACES,
     seed: int = 0,
     workers: int = 1,
-    progress: bool | None = None,
+    progress: Progress = None,
 ) -> Posterior:
     """Traces from the prior, equally weighted; observes without a value draw theirs (in ``traces.observes``).
 
@@ -30,7 +30,7 @@ def prior(
         num_traces: how many.
         seed: of the random numbers: equal seeds give equal traces, whatever the number of workers.
         workers: processes to execute in.
-        progress: show a bar; None shows it on a terminal.
+        progress: show a bar; None shows it on a terminal; or a function to tell, see :data:`.progress.Progress`.
     """
     started = time.perf_counter()
     plan = Plan(model, Prior(), Observations(), seed, keep_observes=True, draw_observations=True)
@@ -48,7 +48,7 @@ def posterior(
     num_traces: int | None = None,
     seed: int = 0,
     override: bool = False,
-    progress: bool | None = None,
+    progress: Progress = None,
 ) -> Posterior:
     """Infer a model's draws from observed values.
 
@@ -59,7 +59,7 @@ def posterior(
         num_traces: traces to keep, over all chains; by default 1000, or all of a dataset.
         seed: of the random numbers: equal seeds give equal posteriors, whatever the number of workers.
         override: let ``observe`` replace values that the simulator supplies itself.
-        progress: show a bar; None shows it on a terminal.
+        progress: show a bar; None shows it on a terminal; or a function to tell, see :data:`.progress.Progress`.
 
     Raises:
         ObservationError: an observation name that no execution used, or a value that does not fit.

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from etalumis.distributions import Distribution
-from etalumis.execution import Controller, Guided, Inflated, Observations, Simulator
+from etalumis.execution import Controller, Guided, Inflated, Observations, Prior, Simulator
 from etalumis.execution.model import as_observations
 from etalumis.inference.engine import DEFAULT_TRACES, finish
 from etalumis.inference.executions import Plan, execute
 from etalumis.inference.posterior import Posterior
-from etalumis.inference.progress import progress_bar
+from etalumis.inference.progress import Progress, progress_bar
 from etalumis.inference.stored import weigh
 from etalumis.storage import Dataset
 
@@ -49,7 +49,7 @@ class ImportanceSampling:
 
     def controller(self) -> Controller:
         """What decides the draws."""
-        wide = Controller() if self.inflation is None else Inflated(self.inflation)
+        wide = Prior() if self.inflation is None else Inflated(self.inflation)
         return Guided(self.proposals, wide) if self.proposals else wide
 
     def run(
@@ -58,7 +58,7 @@ class ImportanceSampling:
         observe: Mapping[str, Any] | Observations | None,
         num_traces: int | None = None,
         seed: int = 0,
-        progress: bool | None = None,
+        progress: Progress = None,
     ) -> Posterior:
         """Draw and weigh traces.
 
@@ -67,7 +67,7 @@ class ImportanceSampling:
             observe: observed values by name.
             num_traces: how many to execute (1000 where None); of a dataset, those of index below it (None: all).
             seed: of the random numbers.
-            progress: show a bar; None shows it on a terminal.
+            progress: show a bar; None shows it on a terminal; or a function to tell, see :data:`.progress.Progress`.
 
         Raises:
             ObservationError: an observation name that no trace used.

@@ -24,7 +24,7 @@ from etalumis.inference.engine import DEFAULT_TRACES, warn
 from etalumis.inference.executions import join
 from etalumis.inference.kernels import Mixture, PriorKernel, RandomWalk
 from etalumis.inference.posterior import Posterior
-from etalumis.inference.progress import progress_bar
+from etalumis.inference.progress import Progress, progress_bar
 from etalumis.inference.workers import Report, run_tasks
 
 _REPORT_EVERY = 200  # steps between two reports of progress
@@ -69,7 +69,7 @@ class LMH:
         observe: Mapping[str, Any] | Observations | None,
         num_traces: int | None = None,
         seed: int = 0,
-        progress: bool | None = None,
+        progress: Progress = None,
     ) -> Posterior:
         """Run all chains.
 
@@ -78,7 +78,7 @@ class LMH:
             observe: observed values by name.
             num_traces: states kept after burn-in and thinning, over all chains (1000 where None).
             seed: of the random numbers.
-            progress: show a bar; None shows it on a terminal.
+            progress: show a bar; None shows it on a terminal; or a function to tell, see :data:`.progress.Progress`.
 
         Raises:
             ObservationError: an observation name that no execution used.

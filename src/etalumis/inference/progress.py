@@ -8,17 +8,23 @@ from contextlib import contextmanager
 
 from etalumis.inference.workers import Report
 
+#: Whether to show a bar (None: on a terminal only), or a function that is told ``(amount, note)`` instead.
+Progress = bool | Report | None
+
 
 @contextmanager
-def progress_bar(description: str, total: int | None, unit: str, show: bool | None = None) -> Iterator[Report]:
+def progress_bar(description: str, total: int | None, unit: str, show: Progress = None) -> Iterator[Report]:
     """Yields ``report(amount, note)``.
 
     Args:
         description: what goes on.
         total: how many there will be; None where nobody knows.
         unit: of the rate.
-        show: None shows it on a terminal only.
+        show: None shows it on a terminal only; a function takes the bar's place.
     """
+    if callable(show):
+        yield show
+        return
     if not (sys.stderr.isatty() if show is None else show):
         yield lambda amount, note: None
         return
