@@ -17,9 +17,7 @@ def test_relative_links_lead_to_files(document: Path) -> None:
 
 
 def test_program_in_the_readme_recovers_the_posterior() -> None:
-    (program,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len([line for line in program.splitlines() if line]) <= 12, "the README promises a short program"
     names: dict[str, object] = {"__name__": "readme"}
     exec(compile(program, "README.md", "exec"), names)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from etalumis.cli import VERBS
+
 ROOT = Path(__file__).parents[1]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -52,11 +54,16 @@ def run_installed(installed: Path, *command: str, cwd: Path) -> str:
     return done.stdout
 
 
+def is_shipped(path: Path) -> bool:
+    """Whether a file is part of the package, not a cache nor the setting of an editor or formatter."""
+    return path.parent.name != "__pycache__" and not path.name.startswith(".")
+
+
 def test_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
     files = (path for path in (ROOT / "src" / "etalumis").rglob("*") if path.is_file())
-    expected = {str(path.relative_to(ROOT / "src")) for path in files if path.parent.name != "__pycache__"}
+    expected = {str(path.relative_to(ROOT / "src")) for path in files if is_shipped(path)}
     assert expected - packed == set(), "add the kind of file to [tool.setuptools.package-data]"
     assert "etalumis/py.typed" in packed
     assert any(name.startswith("etalumis/conf/") and name.endswith(".yaml") for name in packed)
@@ -73,7 +80,7 @@ def test_installed_package_is_found_first(installed: Path, tmp_path: Path) -> No
     assert Path(where.strip()) == installed / "etalumis" / "__init__.py"
 
 
-@pytest.mark.parametrize("verb", ["simulate", "train", "infer", "report"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_command_line_finds_its_configs_from_any_folder(installed: Path, tmp_path: Path, verb: str) -> None:
     """Help composes the verb's configuration: it fails where the YAML files are not found."""
     shown = run_installed(installed, str(installed / "bin" / "etalumis"), verb, "--help", cwd=tmp_path)
@@ -83,4 +90,9 @@ def test_command_line_finds_its_configs_from_any_folder(installed: Path, tmp_pat
 
 def test_help_lists_the_verbs(installed: Path, tmp_path: Path) -> None:
     shown = run_installed(installed, str(installed / "bin" / "etalumis"), "--help", cwd=tmp_path)
-    assert all(verb in shown for verb in ("simulate", "train", "infer", "report"))
+    assert all(verb in shown for verb in VERBS)
+
+
+def test_version_is_that_of_the_wheel(installed: Path, wheel: Path, tmp_path: Path) -> None:
+    shown = run_installed(installed, str(installed / "bin" / "etalumis"), "--version", cwd=tmp_path)
+    assert shown.split()[-1] == wheel.name.split("-")[1]
