@@ -20,6 +20,7 @@ from etalumis.networks.network import InferenceNetwork
 
 FORMAT = "etalumis-network"
 VERSION = 1
+_MODULE = "network."
 
 
 def save(path: str | os.PathLike[str], network: InferenceNetwork, extra: Mapping[str, Any] | None = None) -> None:
@@ -30,7 +31,8 @@ def save(path: str | os.PathLike[str], network: InferenceNetwork, extra: Mapping
         network: with its rows on any device.
         extra: numbers, strings, tensors, lists and dictionaries to keep with it.
     """
-    content = {**contents(network), "extra": dict(extra or {})}
+    state = {key: _on_cpu(value) for key, value in network.state_dict().items()}
+    content = {**describe(network), "state": state, "extra": dict(extra or {})}
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -42,7 +44,10 @@ def save(path: str | os.PathLike[str], network: InferenceNetwork, extra: Mapping
 
 
 def load(path: str | os.PathLike[str], simulator: str | None = None) -> tuple[InferenceNetwork, dict[str, Any]]:
-    """Read a network that :func:`save` wrote, on the CPU and in evaluation mode.
+    """Read a network on the CPU and in evaluation mode: one that :func:`save` wrote, or of a training checkpoint.
+
+    A training checkpoint is any file that holds, beside its ``state_dict``, what :func:`describe` said, as
+    ``etalumis``; the network is the module called ``network`` there.
 
     Args:
         path: of the file.
@@ -54,31 +59,29 @@ def load(path: str | os.PathLike[str], simulator: str | None = None) -> tuple[In
     Raises:
         CheckpointError: where the file is missing, damaged, no network, or one for another simulator.
     """
-    content = read(path)
+    content = _read(path)
+    if "etalumis" in content:
+        state = {
+            key.removeprefix(_MODULE): value for key, value in content["state_dict"].items() if key.startswith(_MODULE)
+        }
+        content = {**content["etalumis"], "state": state, "extra": {}}
     if content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no etalumis network; `etalumis train` writes them")
-    network = restore(content, str(path), simulator)
-    return network, dict(content["extra"])
+        raise CheckpointError(f"{path} holds no etalumis network; `etalumis train` writes files that do")
+    return _restore(content, str(path), simulator), dict(content["extra"])
 
 
-def contents(network: InferenceNetwork) -> dict[str, Any]:
-    """A network as tensors and plain containers: what :func:`restore` needs."""
+def describe(network: InferenceNetwork) -> dict[str, Any]:
+    """All of a network but its state dictionary, as plain containers."""
     return {
         "format": FORMAT,
         "version": VERSION,
         "simulator": network.simulator,
         "config": network.config,
         "observations": {name: list(shape) for name, shape in network.layout.observations.items()},
-        "state": {key: value.cpu() if torch.is_tensor(value) else value for key, value in network.state_dict().items()},
     }
 
 
-def restore(content: Mapping[str, Any], origin: str, simulator: str | None = None) -> InferenceNetwork:
-    """The network of :func:`contents`; ``origin`` is for error messages.
-
-    Raises:
-        CheckpointError: as for :func:`load`.
-    """
+def _restore(content: Mapping[str, Any], origin: str, simulator: str | None) -> InferenceNetwork:
     if content.get("version") != VERSION:
         raise CheckpointError(
             f"{origin} has version {content.get('version')} of the network format, this package reads {VERSION}; "
@@ -97,12 +100,7 @@ def restore(content: Mapping[str, Any], origin: str, simulator: str | None = Non
     return network.eval()
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The plain content of a checkpoint file; no code in it is run.
-
-    Raises:
-        CheckpointError: where the file is missing or damaged.
-    """
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = torch.load(Path(path), map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -114,3 +112,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
     return content
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, torch.Tensor) else value

@@ -1,7 +1,15 @@
 """Optimisers that know address banks.
 
-    optimizer = RowAdam(network, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, larc="none", trust=0.02)
-    optimizer = RowSGD(network, lr=1e-2, momentum=0.9, weight_decay=0.0, larc="none", trust=0.02)
-    norm = clip_grad_norm(optimizer, max_norm)       # rows count
-    scheduler = PolynomialDecay(optimizer, iterations, power=2, end_lr=2e-5)   # step once per iteration
+optimizer = RowAdam(network, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, larc="none", trust=0.02)
+optimizer = RowSGD(network, lr=1e-2, momentum=0.9, weight_decay=0.0, larc="none", trust=0.02)
+norm = clip_grad_norm(optimizer, max_norm)       # rows count
+scheduler = PolynomialDecay(optimizer, iterations, power=2, end_lr=2e-5)   # step once per iteration
 """
+
+from etalumis.optim.adam import RowAdam
+from etalumis.optim.clipping import clip_grad_norm
+from etalumis.optim.rows import RowOptimizer
+from etalumis.optim.schedules import PolynomialDecay
+from etalumis.optim.sgd import RowSGD
+
+__all__ = ["PolynomialDecay", "RowAdam", "RowOptimizer", "RowSGD", "clip_grad_norm"]

@@ -1,0 +1,38 @@
+"""Learning-rate schedules, stepped once per iteration."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class PolynomialDecay(LRScheduler):
+    """lr(i) = end_lr + (lr − end_lr) (1 − i / iterations)^power, then end_lr.
+
+    Args:
+        optimizer: whose learning rate it sets.
+        iterations: after how many it ends.
+        power: 1 or 2 in the paper.
+        end_lr: the last learning rate.
+        last_epoch: the iteration to go on from; −1 starts.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        iterations: int,
+        power: float = 2.0,
+        end_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        if iterations < 1 or not power > 0.0 or not end_lr >= 0.0:
+            raise ValueError(
+                f"a decay needs iterations ≥ 1, power > 0 and end_lr ≥ 0; got {iterations}, {power}, {end_lr}"
+            )
+        self.iterations, self.power, self.end_lr = iterations, power, end_lr
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        left = max(0.0, 1.0 - self.last_epoch / self.iterations) ** self.power
+        return [self.end_lr + (base - self.end_lr) * left for base in self.base_lrs]
