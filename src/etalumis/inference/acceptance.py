@@ -47,38 +47,61 @@ def log_acceptance_ratio(move: Move) -> float:
 
 
 class Sites:
-    """The draws of a trace that a chain may move: all that are not conditioned.
+    """The draws of a trace that a chain may move (all that are not conditioned), and how it chooses among them.
 
     Controlled sites together are chosen with probability at least one half, whatever their number: uncontrolled
     ones (lifetimes, late passes of loops) may be many, and networks are not the only ones to care less for them.
+
+    Args:
+        trace: the state.
+        branch_share: of the moves, this share is made at named discrete draws, where there are any. Their values
+            (a decay channel, the number of particles) tell modes apart, and moves between modes are rarely accepted.
     """
 
-    __slots__ = ("_log_controlled", "_log_uncontrolled", "_share", "controlled", "uncontrolled")
+    __slots__ = ("_branch_share", "_log", "_log_branch", "_share", "branches", "controlled", "uncontrolled")
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, branch_share: float = 0.0) -> None:
         flags, conditioned = trace.controlled, trace.conditioned
         self.controlled = [k for k, flag in enumerate(flags) if flag]
         self.uncontrolled = [k for k, flag in enumerate(flags) if not flag and not conditioned[k]]
         ours, others = len(self.controlled), len(self.uncontrolled)
         self._share = share = max(0.5, ours / (ours + others)) if ours and others else float(others == 0)
-        self._log_controlled = math.log(share / ours) if ours else -math.inf
-        self._log_uncontrolled = math.log((1.0 - share) / others) if others else -math.inf
+        self.branches: list[int] = []
+        if branch_share:
+            discrete = [bool(n) and d.discrete for n, d in zip(trace.names, trace.distributions, strict=True)]
+            self.branches = [k for k, flag in enumerate(discrete) if flag and not conditioned[k]]
+        self._branch_share = branch = branch_share if self.branches else 0.0
+        # By (controlled, branch): the log probability of choosing one such site.
+        one = {True: share / max(ours, 1), False: (1.0 - share) / max(others, 1)}
+        extra = branch / max(len(self.branches), 1)
+        self._log = {flag: _log((1.0 - branch) * p) for flag, p in one.items()}
+        self._log_branch = {flag: _log((1.0 - branch) * p + extra) for flag, p in one.items()}
 
     def __len__(self) -> int:
         return len(self.controlled) + len(self.uncontrolled)
 
     def choose(self, uniform: float) -> int:
         """A draw's position in the trace, by a uniform number."""
-        share = self._share
+        branch, share = self._branch_share, self._share
+        if uniform < branch:
+            return _pick(self.branches, uniform / branch)
+        if branch:
+            uniform = (uniform - branch) / (1.0 - branch)
         if uniform < share:
-            group, place = self.controlled, uniform / share
-        else:
-            group, place = self.uncontrolled, (uniform - share) / (1.0 - share)
-        return group[min(int(place * len(group)), len(group) - 1)]
+            return _pick(self.controlled, uniform / share)
+        return _pick(self.uncontrolled, (uniform - share) / (1.0 - share))
 
-    def log_probability(self, controlled: bool) -> float:
-        """Of choosing one given site that is controlled, or one that is not."""
-        return self._log_controlled if controlled else self._log_uncontrolled
+    def log_probability(self, controlled: bool, branch: bool = False) -> float:
+        """Of choosing one given site that is controlled or not, a branch or not."""
+        return self._log_branch[controlled] if branch else self._log[controlled]
+
+
+def _pick(positions: list[int], uniform: float) -> int:
+    return positions[min(int(uniform * len(positions)), len(positions) - 1)]
+
+
+def _log(probability: float) -> float:
+    return math.log(probability) if probability else -math.inf
 
 
 def log_prior_change(old: Trace, new: Trace, fresh: Collection[int]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from etalumis.distributions import Distribution, Stream
 from etalumis.execution import FINISHED, Answer, Controller, Observations, Prior, Simulator, Trace, TraceBatch
+from etalumis.execution.controllers import Script
 from etalumis.execution.model import met_names
 from etalumis.inference.acceptance import Move, Sites, log_prior_change
 from etalumis.inference.errors import InferenceError
@@ -39,6 +41,20 @@ class Reuse(Controller):
         self.fresh.append(address)
         return distribution.draw(stream), None
 
+    def script(self) -> Script:
+        return Script(self.values)
+
+    def followed(self, trace: Trace) -> None:
+        # What is reused is decided by size there; it need only be decided alike on the way back.
+        self.fresh = [
+            address
+            for address, distribution, conditioned in zip(
+                trace.addresses, trace.distributions, trace.conditioned, strict=True
+            )
+            if not conditioned
+            and (address not in self.values or prod(distribution.shape) != prod(self.shapes.get(address, ())))
+        ]
+
     def adopt(self, trace: Trace) -> None:
         """From now on reuse this trace's values."""
         self.values = dict(zip(trace.addresses, trace.values, strict=True))
@@ -62,6 +78,7 @@ class Chain:
         log_acceptance: the acceptance ratio.
         seed: of the run.
         number: of the chain in the run.
+        branch_share: see :class:`.acceptance.Sites`.
     """
 
     def __init__(
@@ -72,11 +89,13 @@ class Chain:
         log_acceptance: Callable[[Move], float],
         seed: int,
         number: int,
+        branch_share: float = 0.0,
     ) -> None:
         self._model = model
         self._observe = observe
         self._kernel = kernel
         self._log_acceptance = log_acceptance
+        self._branch_share = branch_share
         draws, moves = np.random.SeedSequence([seed & 0xFFFFFFFFFFFFFFFF, number]).generate_state(2, np.uint64)
         self._draws = Stream(int(draws))
         self._moves = Stream(int(moves))
@@ -106,7 +125,7 @@ class Chain:
                 f"none of {self.executions} draws from the prior has a finite likelihood, so the chain has nowhere "
                 "to start. Check the observed values and their units, widen the likelihood, or raise starts=…"
             )
-        self._sites = Sites(best)
+        self._sites = Sites(best, self._branch_share)
         if not len(self._sites):
             raise InferenceError("the model draws nothing that is not observed: there is nothing to infer")
         self.trace = best
@@ -136,8 +155,8 @@ class Chain:
             if position >= len(new) or new.addresses[position] != address:
                 raise self._irreproducible(address)
             if new.addresses != old.addresses or new.controlled != old.controlled:
-                sites = Sites(new)
-            controlled = old.controlled[position]
+                sites = Sites(new, self._branch_share)
+            controlled, branch = old.controlled[position], position in self._sites.branches
             log_alpha = self._log_acceptance(
                 Move(
                     new.log_likelihood,
@@ -145,8 +164,8 @@ class Chain:
                     log_prior_change(old, new, reuse.fresh),
                     kernel.at(new.distributions[position], proposed, address).log_prob(value),
                     forth.log_prob(proposed),
-                    sites.log_probability(controlled),
-                    self._sites.log_probability(controlled),
+                    sites.log_probability(controlled, branch),
+                    self._sites.log_probability(controlled, branch),
                 )
             )
             if log_alpha != log_alpha:

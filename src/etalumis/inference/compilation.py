@@ -13,19 +13,38 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from etalumis.execution import Observations, Proposer, Simulator, TraceBatch, run_lockstep
+from etalumis.execution import Address, Observations, Proposer, Simulator, run_lockstep
 from etalumis.execution.model import as_observations
 from etalumis.inference.engine import DEFAULT_TRACES, finish
 from etalumis.inference.executions import in_blocks
 from etalumis.inference.posterior import Posterior
-from etalumis.inference.progress import progress_bar
+from etalumis.inference.progress import Progress, progress_bar
+
+_MANY_UNKNOWN = 0.1  # share of controlled draws at unknown addresses that is worth a warning
+
+
+class CountingProposer(Proposer, Protocol):
+    """A network's proposals, and what it left to the prior.
+
+    Attributes:
+        proposed: draws that the network answered.
+        unknown: how often each address was met that the network does not know.
+        beyond: draws left to the prior because their trace was too long.
+    """
+
+    proposed: int
+    beyond: int
+
+    @property
+    def unknown(self) -> Mapping[Address, int]: ...
 
 
 class Network(Protocol):
     """What is asked of a trained network."""
 
-    def proposer(self) -> Proposer:
-        """A proposer with no executions in its slots."""
+    def proposer(self) -> CountingProposer:
+        """Proposals for executions in lock-step, none of which has begun."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +80,7 @@ class IC:
         observe: Mapping[str, Any] | Observations | None,
         num_traces: int | None = None,
         seed: int = 0,
-        progress: bool | None = None,
+        progress: Progress = None,
     ) -> Posterior:
         """Draw and weigh ``num_traces`` traces (1000 where None); the arguments are those of ``et.posterior``.
 
@@ -81,20 +100,23 @@ class IC:
             )
             traces = in_blocks(executions, model, self.keep_observes, report)
         traces = traces.select(np.argsort(traces.index))  # executions end in no order
-        addresses, share = unproposed(traces)
-        info = {"executions": count, "unproposed_addresses": addresses, "unproposed_share": share}
-        return finish(Posterior(traces, traces.log_weight, info=info), "IC", model, observations, seed, started)
+        info = {
+            "executions": count,
+            "proposed_draws": proposer.proposed,
+            "unknown_draws": sum(proposer.unknown.values()),
+            "unknown_addresses": len(proposer.unknown),
+            "draws_beyond": proposer.beyond,
+        }
+        posterior = Posterior(traces, traces.log_weight, info=info)
+        return finish(posterior, "IC", model, observations, seed, started, _unknown_advice(info))
 
 
-def unproposed(traces: TraceBatch) -> tuple[int, float]:
-    """Controlled draws that the network left to the prior, because it does not know their addresses.
-
-    Returns:
-        the number of their addresses, and their share of all controlled draws.
-    """
-    sizes = np.diff(traces.value_offsets)
-    asked = traces.controlled & ~traces.conditioned & (sizes == 1)
-    # A proposer that answers from the prior says so, and both densities are then the same number. Certain draws
-    # (density one) tell nothing.
-    left = asked & (traces.log_q == traces.log_prob) & (traces.log_prob != 0.0)
-    return len(np.unique(traces.address[left])), float(left.sum() / max(int(asked.sum()), 1))
+def _unknown_advice(info: Mapping[str, int]) -> list[str]:
+    met = info["proposed_draws"] + info["unknown_draws"] + info["draws_beyond"]
+    if info["unknown_draws"] <= _MANY_UNKNOWN * met:
+        return []
+    share = info["unknown_draws"] / met
+    return [
+        f"{share:.0%} of the controlled draws came from the prior, at {info['unknown_addresses']} addresses that the "
+        "network does not know: exact but wasteful. Train on more traces of this simulator"
+    ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from etalumis.execution import Observations, Simulator
 from etalumis.inference.diagnostics import weight_advice
 from etalumis.inference.posterior import Posterior
+from etalumis.inference.progress import Progress
 
 DEFAULT_TRACES = 1000
 _LOG = logging.getLogger(__name__)
@@ -24,14 +25,20 @@ class Engine(Protocol):
         observe: Mapping[str, Any] | Observations | None,
         num_traces: int | None = None,
         seed: int = 0,
-        progress: bool | None = None,
+        progress: Progress = None,
     ) -> Posterior:
         """Infer; ``num_traces`` are kept in the end, over all chains."""
         ...
 
 
 def finish(
-    posterior: Posterior, engine: str, model: Simulator, observations: Observations, seed: int, started: float
+    posterior: Posterior,
+    engine: str,
+    model: Simulator,
+    observations: Observations,
+    seed: int,
+    started: float,
+    warnings: Sequence[str] = (),
 ) -> Posterior:
     """Say how a weighted posterior was made, and warn where its weights can't be trusted."""
     advice = weight_advice(posterior.log_weights, len(posterior) + posterior.num_dropped)
@@ -41,7 +48,7 @@ def finish(
         "seed": seed,
         "observed": sorted(observations.values),
         "seconds": time.perf_counter() - started,
-        "warnings": [advice] if advice else [],
+        "warnings": [*warnings, *([advice] if advice else [])],
     }
     warn(posterior)
     return posterior

@@ -40,6 +40,8 @@ class LMH:
         burn_in: steps of each chain before states are kept.
         thinning: keep every so many-th state.
         starts: draws from the prior of which the likeliest begins a chain.
+        branch_share: make this share of the moves at named discrete draws, so that chains change modes (decay
+            channels, say) more often; 0 treats all sites alike.
         workers: processes to run chains in; results do not depend on it.
         keep_observes: keep the parameters of the likelihoods with the traces (for posterior predictive checks).
     """
@@ -48,12 +50,15 @@ class LMH:
     burn_in: int = 1000
     thinning: int = 1
     starts: int = 200
+    branch_share: float = 0.0
     workers: int = 1
     keep_observes: bool = False
 
     def __post_init__(self) -> None:
         if self.chains < 1 or self.burn_in < 0 or self.thinning < 1 or self.starts < 1:
             raise ValueError(f"chains, thinning and starts must be at least 1, burn_in at least 0; got {self}")
+        if not 0.0 <= self.branch_share < 1.0:
+            raise ValueError(f"branch_share is a share of the moves below 1; got {self}")
 
     def kernel(self) -> Mixture:
         """A chain's kernel."""

@@ -1,0 +1,177 @@
+"""Proposals in lock-step against exact posteriors: made by hand, and by a network."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import etalumis as et
+from etalumis.distributions import Categorical, Distribution, Normal, Poisson, Uniform
+from etalumis.execution import Address, AddressBook, Answer, Request
+from etalumis.simulators.classics import (
+    HiddenMarkov,
+    branching,
+    branching_log_evidence,
+    branching_posterior,
+    gaussian,
+    gaussian_log_evidence,
+    gaussian_posterior,
+    marsaglia,
+)
+from inference_checks import (
+    LINEAR,
+    LOOP,
+    OBSERVED,
+    TOLERANCE,
+    linear,
+    linear_exact,
+    loop,
+    loop_exact,
+    z_probabilities,
+    z_scores,
+    z_weighted,
+)
+
+Proposals = Mapping[str, Callable[[Distribution], Distribution]]
+
+
+class ByHand:
+    """Proposals by the name of a draw; the others come from the prior, as at addresses a network does not know."""
+
+    def __init__(self, proposals: Proposals) -> None:
+        self.proposals = proposals
+        self.proposed = self.beyond = 0
+        self.unknown: dict[Address, int] = {}
+        self.largest = 0
+        self.observed: Mapping[str, Any] = {}
+
+    def proposer(self) -> "ByHand":
+        return ByHand(self.proposals)
+
+    def begin(self, slots: Sequence[int], observe: Mapping[str, Any]) -> None:
+        self.observed = observe
+
+    def propose(self, requests: Sequence[Request], addresses: AddressBook) -> list[Answer]:
+        return [self.answer(request, addresses) for request in requests]
+
+    def answer(self, request: Request, addresses: AddressBook) -> Answer:
+        make = self.proposals.get(request.name)
+        if make is None:
+            address = addresses[request.address]
+            self.unknown[address] = self.unknown.get(address, 0) + 1
+            return request.distribution.draw(request.stream), None
+        proposal = make(request.distribution)
+        value = proposal.draw(request.stream)
+        self.proposed += 1
+        return value, proposal.log_prob(value)
+
+
+MEAN = ByHand({"mu": lambda prior: Normal(6.5, 1.5)})
+
+
+def evidence_z(post: et.Posterior, truth: float) -> float:
+    return (post.log_evidence - truth) / post.log_evidence_error
+
+
+def test_gaussian() -> None:
+    post = et.posterior(et.Model(gaussian), OBSERVED, et.IC(MEAN), num_traces=3000, seed=1)
+    assert np.abs(z_scores(post, "mu", *gaussian_posterior(8.0, 9.0))).max() < TOLERANCE
+    assert abs(evidence_z(post, gaussian_log_evidence(8.0, 9.0))) < TOLERANCE
+    assert post.ess > 1000
+    assert post.info["proposed_draws"] == 3000
+    assert post.info["warnings"] == []
+
+
+def test_forgetting_the_proposal_is_caught() -> None:
+    batch = et.posterior(et.Model(gaussian), OBSERVED, et.IC(MEAN), num_traces=3000, seed=1).traces
+    wrong = et.Posterior(batch, batch.log_likelihood + batch.log_prior)
+    assert np.abs(z_scores(wrong, "mu", *gaussian_posterior(8.0, 9.0))).max() > TOLERANCE
+
+
+def test_branching() -> None:
+    engine = et.IC(ByHand({"r": lambda prior: Poisson(5.0)}))
+    post = et.posterior(et.Model(branching), {"obs0": 6}, engine, num_traces=5000, seed=2)
+    assert z_probabilities(post, "r", branching_posterior(6)) < TOLERANCE
+    assert abs(evidence_z(post, branching_log_evidence(6))) < TOLERANCE
+
+
+def test_hidden_markov() -> None:
+    emissions = [0.9, 0.8, 0.0, -2.0, 0.13]
+    chain = HiddenMarkov(steps=len(emissions))
+    proposals: Proposals = {
+        f"state{k}": lambda prior, y=y: Categorical(
+            np.array(prior.pack()) * np.exp(-0.4 * (y - chain.means) ** 2)
+            / (np.array(prior.pack()) * np.exp(-0.4 * (y - chain.means) ** 2)).sum()
+        )
+        for k, y in enumerate(emissions)
+    }  # fmt: skip
+    observe = {f"obs{k}": y for k, y in enumerate(emissions)}
+    post = et.posterior(et.Model(chain), observe, et.IC(ByHand(proposals)), num_traces=3000, seed=3)
+    exact = chain.posterior(emissions)
+    assert max(z_probabilities(post, f"state{k}", exact[k]) for k in range(len(emissions))) < TOLERANCE
+    assert abs(evidence_z(post, chain.log_evidence(emissions))) < TOLERANCE
+
+
+def test_uncontrolled_conditioned_and_factor() -> None:
+    engine = et.IC(ByHand({"a": lambda prior: Normal(0.7, 0.8), "b": lambda prior: pytest.fail("b is not controlled")}))
+    post = et.posterior(et.Model(linear), LINEAR, engine, num_traces=5000, seed=4)
+    mean, std, log_evidence = linear_exact()
+    for k, name in enumerate("ab"):
+        assert np.abs(z_scores(post, name, mean[k], std[k])).max() < TOLERANCE
+    assert abs(evidence_z(post, log_evidence)) < TOLERANCE
+
+
+def test_rejection_loop() -> None:
+    post = et.posterior(
+        et.Model(loop), LOOP, et.IC(ByHand({"m": lambda prior: Uniform(0.0, 1.0)})), num_traces=10_000, seed=5
+    )
+    assert abs(z_weighted(post, post.values("m"), loop_exact())) < TOLERANCE
+
+
+def test_batch_size_changes_nothing() -> None:
+    runs = [
+        et.posterior(et.Model(marsaglia), OBSERVED, et.IC(MEAN, batch_size=size), num_traces=300, seed=6)
+        for size in (1, 7, 64)
+    ]
+    for other in runs[1:]:
+        assert other.log_weights.tolist() == runs[0].log_weights.tolist()
+        assert other.values("mu").tolist() == runs[0].values("mu").tolist()
+    assert runs[0].traces.index.tolist() == list(range(300))
+
+
+def test_unknown_addresses_are_counted_and_reported() -> None:
+    post = et.posterior(et.Model(branching), {"obs0": 6}, et.IC(ByHand({})), num_traces=200, seed=7)
+    assert post.info["unknown_draws"] == int(post.traces.controlled.sum())
+    assert post.info["unknown_addresses"] == 2
+    assert "the network does not know" in post.info["warnings"][0]
+    assert post.log_weights == pytest.approx(post.traces.log_likelihood)  # all from the prior: exact
+
+
+def test_errors_come_through() -> None:
+    with pytest.raises(et.ObservationError, match="'obs2'"):
+        et.posterior(et.Model(gaussian), {**OBSERVED, "obs2": 0.0}, et.IC(MEAN), num_traces=10)
+    with pytest.raises(ValueError, match="num_traces"):
+        et.posterior(et.Model(gaussian), OBSERVED, et.IC(MEAN), num_traces=0)
+    nan = ByHand({"mu": lambda prior: Normal(0.0, 1.0)})
+    with pytest.raises(et.DensityError, match="Normal"):
+        et.posterior(et.Model(gaussian), {**OBSERVED, "obs0": math.nan}, et.IC(nan), num_traces=10)
+
+
+def test_a_network_from_its_checkpoint(tmp_path: Path) -> None:
+    """Untrained, the network proposes badly; its weights must make up for it exactly."""
+    from etalumis.networks import CheckpointError, InferenceNetwork, checkpoint
+
+    model = et.Model(gaussian)
+    batch = et.prior(model, 500, seed=8).traces
+    network = InferenceNetwork.for_batch({"core": {"kind": "lstm", "hidden": 16}}, batch, simulator="gaussian")
+    checkpoint.save(tmp_path / "network.pt", network)
+    observe = {"obs0": 2.0, "obs1": 3.0}
+    post = et.posterior(et.Model(gaussian), observe, et.IC(tmp_path / "network.pt"), num_traces=3000, seed=9)
+    assert np.abs(z_scores(post, "mu", *gaussian_posterior(2.0, 3.0))).max() < TOLERANCE
+    assert abs(evidence_z(post, gaussian_log_evidence(2.0, 3.0))) < TOLERANCE
+    assert post.info["proposed_draws"] == 3000
+    with pytest.raises(CheckpointError, match="branching"):
+        et.posterior(et.Model(branching), {"obs0": 6}, et.IC(tmp_path / "network.pt"), num_traces=10)
