@@ -243,6 +243,29 @@ def test_site_choice_probabilities_add_up() -> None:
     assert picks.tolist() == [300, 300] + [100] * 6
 
 
+def test_named_discrete_sites_get_their_share_of_the_moves() -> None:
+    trace = next(iter(et.execution.run(et.Model(branching), indices=[1])))
+    share, count = 0.5, len(trace)
+    sites = Sites(trace, share)
+    named = [k for k, name in enumerate(trace.names) if name]
+    assert sites.branches == named == [0]
+    picks = np.bincount([sites.choose((k + 0.5) / 4800) for k in range(4800)], minlength=count) / 4800
+    probabilities = [math.exp(sites.log_probability(True, branch=k in named)) for k in range(count)]
+    assert picks == pytest.approx(probabilities)
+    assert probabilities[0] == pytest.approx(share + (1.0 - share) / count)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_enumerated_branching_with_a_share_of_moves_at_branches(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice of a site counts in the ratio: treating branches as other sites there gives a wrong answer."""
+    if not right:
+        exact = Sites.log_probability
+        monkeypatch.setattr(Sites, "log_probability", lambda self, controlled, branch=False: exact(self, controlled))
+    engine = et.RMH(chains=4, burn_in=500, branch_share=0.3)
+    post = et.posterior(et.Model(branching), {"obs0": 6}, engine, num_traces=40_000, seed=3)
+    assert (z_probabilities(post, "r", branching_posterior(6)) < TOLERANCE) == right
+
+
 def test_steps_adapt_in_burn_in_only() -> None:
     walk = RandomWalk(initial=5.0, target=0.44)
     model = et.Model(gaussian)

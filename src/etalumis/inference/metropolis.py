@@ -155,7 +155,7 @@ class _Outcome(NamedTuple):
 def _run_chain(common: tuple[LMH, Simulator, Observations, int], task: tuple[int, int], report: Report) -> _Outcome:
     engine, model, observations, seed = common
     number, count = task
-    chain = Chain(model, observations, engine.kernel(), engine.log_acceptance, seed, number)
+    chain = Chain(model, observations, engine.kernel(), engine.log_acceptance, seed, number, engine.branch_share)
     chain.start(engine.starts)
     recorder = Recorder(model, count, engine.keep_observes)
     accepted = 0
