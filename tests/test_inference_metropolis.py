@@ -25,6 +25,7 @@ from etalumis.distributions import (
     Uniform,
     Weibull,
 )
+from etalumis.execution import Replay
 from etalumis.inference import InferenceError
 from etalumis.inference.acceptance import Move, Sites, log_acceptance_ratio
 from etalumis.inference.chain import Chain
@@ -327,6 +328,27 @@ def test_equal_seeds_give_equal_chains_whatever_the_workers() -> None:
         assert other.info["moves"] == runs[0].info["moves"]
     different = et.posterior(et.Model(marsaglia), EASY, et.RMH(chains=3, burn_in=50), num_traces=600, seed=5)
     assert different.values("mu").tolist() != runs[0].values("mu").tolist()
+
+
+class Scripted(et.Model):
+    """A simulator that follows a controller's script by itself, as one behind a wire does."""
+
+    def execute(self, controller: et.Controller, *args: Any, **kwargs: Any) -> et.Trace:
+        script = controller.script()
+        assert script is not None
+        trace = super().execute(Replay(script.values), *args, **kwargs)
+        trace.log_proposals = list(trace.log_priors)
+        trace.log_proposal = trace.log_prior
+        controller.followed(trace)
+        return trace
+
+
+@pytest.mark.parametrize("model", [branching, loop])
+def test_scripted_simulators_give_the_same_chains(engine: Callable[..., et.LMH], model: Callable[[], Any]) -> None:
+    observe = {"obs0": 6} if model is branching else LOOP
+    runs = [et.posterior(m(model), observe, engine(chains=2, burn_in=50), 1000, seed=3) for m in (et.Model, Scripted)]
+    assert runs[0].traces.value.tolist() == runs[1].traces.value.tolist()
+    assert runs[0].rows.tolist() == runs[1].rows.tolist()
 
 
 def breaks() -> None:
