@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from etalumis.report.summary import Agreement, Quality, Summary
@@ -25,7 +26,7 @@ class Grid:
 
     def rich(self) -> Table:
         """For the terminal."""
-        table = Table(title=self.title, title_justify="left", title_style="bold", header_style="bold")
+        table = Table(title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         for place, head in enumerate(self.heads):
             table.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
         for row in self.rows:
@@ -40,7 +41,7 @@ class Grid:
 
 def quality_grid(summary: Summary) -> Grid:
     """ESS, k̂, R̂, time and executions of every posterior."""
-    heads = ("posterior", "ESS", "Pareto k̂", "R̂", "traces", "executions", "time", "ESS/s")
+    heads = ("posterior", "ESS", "k̂", "R̂", "traces", "executions", "time", "ESS/s")
     return Grid("Quality and cost", heads, tuple(_quality_row(quality) for quality in summary.quality))
 
 
@@ -48,7 +49,7 @@ def moments_grid(summary: Summary) -> Grid:
     """Mean ± standard deviation of every continuous variable under every posterior."""
     labels = [quality.label for quality in summary.quality]
     shrinks = any(m.shrinkage is not None for row in summary.moments.values() for m in row)
-    heads = ("mean ± sd", *labels, *([f"sd / prior sd ({labels[0]})"] if shrinks else []))
+    heads = ("mean ± sd", *labels, *([f"sd / prior's ({labels[0]})"] if shrinks else []))
     rows = []
     for name, row in summary.moments.items():
         texts = [f"{_number(m.mean)} ± {_number(m.std)}" for m in row]
@@ -58,7 +59,7 @@ def moments_grid(summary: Summary) -> Grid:
 
 def agreement_grid(summary: Summary) -> Grid:
     """How far every other posterior is from the first, variable by variable."""
-    heads = ("agreement", "pair", "|Δ mean| / sd", "ratio of sds", "max |Δ P|")
+    heads = ("", "pair", "|Δ mean| / sd", "ratio of sds", "max |Δ P|")
     return Grid("Agreement", heads, tuple(_agreement_row(item) for item in summary.agreement))
 
 

@@ -1,0 +1,254 @@
+"""``etalumis demo``: the whole path from a simulator to a posterior, as a list of steps.
+
+Each step writes its result whole into the output folder and is skipped where that exists, so an interrupted demo
+goes on where it stopped. Markov chains need the simulator only: they run in the background while the network
+trains, at low priority, and take the core that training leaves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.context import SpawnProcess
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from etalumis.conf import simulation
+from etalumis.conf.build import build_model
+from etalumis.conf.compose import compose, plain
+from etalumis.conf.events import simulate_event
+from etalumis.execution import Simulator, TraceBatch
+from etalumis.inference import IC, RMH, ImportanceSampling, Posterior
+from etalumis.report import Event, Sample, write_report
+from etalumis.report.report import show
+from etalumis.report.summary import Summary
+from etalumis.report.verdict import judge, verdict_grid
+from etalumis.storage import Dataset
+
+Config = Mapping[str, Any]
+
+TITLE = "What happened inside the simulator, given one calorimeter image: {simulator}, τ⁻ → {channel}"
+_LOWER_PRIORITY = 10
+_MOST_EVENTS = 100_000
+_POLL_S = 0.5
+
+
+class DemoError(RuntimeError):
+    """The demo can't go on."""
+
+
+def run(config: Config) -> Summary:
+    """Run every step that is not done, and print the tables and whether the result stands.
+
+    Args:
+        config: what ``conf/demo.yaml`` describes.
+
+    Raises:
+        DemoError: the output folder holds a demo of other settings, or a background process failed.
+    """
+    started = time.monotonic()
+    folder, sizes = Path(config["output"]), config["demo"]
+    console = Console()
+    remember(config, folder)
+    model = build_model(config["simulator"])
+
+    def step(number: int, text: str) -> None:
+        console.rule(f"[bold]{number}/6[/bold]  {text}  [dim]{time.monotonic() - started:.0f} s[/dim]", align="left")
+
+    step(1, f"simulate {sizes['num_traces']:,} decays to learn from")
+    simulate(config, "train", sizes["num_traces"], seed=config["seed"])
+    simulate(config, "valid", sizes["valid_traces"], seed=config["seed"] + 1)
+    event = held_out_event(model, sizes["event"], folder / "event.npz")
+    with markov_chains(config) as chains:
+        step(2, "train the network (Markov chains run beside it)")
+        train(config)
+        step(3, f"infer by inference compilation: {sizes['ic']['num_traces']:,} executions")
+        infer_ic(config, model, event)
+        step(4, "infer by importance sampling: weigh the stored traces")
+        infer_stored(config, model, event)
+        step(5, f"infer by Metropolis-Hastings: {sizes['rmh']['chains']} chains of {sizes['rmh']['steps']:,} steps")
+        chains.wait()
+    step(6, "compare")
+    summary = report(config, model, event, console)
+    console.print(f"{time.monotonic() - started:.0f} s in all; the figure is {folder / 'posterior.png'}")
+    return summary
+
+
+def remember(config: Config, folder: Path) -> None:
+    """Write the settings down, or see that they are those of the demo in this folder."""
+    settings = {key: config[key] for key in ("simulator", "demo", "seed")}
+    path = folder / "demo.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
+        raise DemoError(
+            f"{folder} holds a demo with other settings (see {path}); choose another output, or delete the folder"
+        )
+
+
+# --- steps ----------------------------------------------------------------------------------------------------------
+
+
+def simulate(config: Config, name: str, num_traces: int, seed: int) -> None:
+    """A dataset below the output folder, as ``etalumis simulate`` makes it."""
+    folder = Path(config["output"]) / name
+    settings = plain(compose("simulate", [f"output={folder}", f"num_traces={num_traces}", f"seed={seed}"]))
+    simulation.run({**settings, "simulator": config["simulator"], "workers": config["workers"]})
+
+
+def held_out_event(model: Simulator, rule: Config, path: Path) -> Event:
+    """The first trace of the event's own seed that is of the wanted channel and bright enough.
+
+    Nothing is inferred before: the rule alone decides.
+    """
+    if path.exists():
+        return Event.load(path)
+    for index in itertools.islice(itertools.count(), _MOST_EVENTS):
+        event = simulate_event(model, rule["seed"], index)
+        channel = event.labels["decay_channel"][int(event.truth["decay_channel"])]
+        if channel == rule["channel"] and event.truth["visible_energy"] >= rule["visible_energy"]:
+            event.save(path)
+            return event
+    raise DemoError(
+        f"none of {_MOST_EVENTS:,} events decays to {rule['channel']!r} with {rule['visible_energy']} GeV; the "
+        f"channels are {', '.join(map(repr, event.labels['decay_channel']))}"
+    )
+
+
+def train(config: Config) -> None:
+    """A network below the output folder, as ``etalumis train`` makes it."""
+    from etalumis.lit_models.fit import fit
+
+    folder = Path(config["output"])
+    output = folder / "network"
+    if (output / "network.pt").exists():
+        return
+    resume = (output / "checkpoints" / "last.ckpt").exists()
+    settings = [f"output={output}", f"data.train={folder / 'train'}", f"data.valid={folder / 'valid'}"]
+    settings += [f"resume={str(resume).lower()}", f"seed={config['seed']}", *config["demo"]["train"]]
+    fit(plain(compose("train", settings)))
+
+
+def infer_ic(config: Config, model: Simulator, event: Event) -> None:
+    """The posterior by the network's proposals."""
+    folder = Path(config["output"])
+    if (folder / "post_ic").exists():
+        return
+    engine = IC(folder / "network" / "network.pt")
+    posterior = engine.run(model, event.observe, config["demo"]["ic"]["num_traces"], config["seed"] + 2)
+    posterior.save(folder / "post_ic")
+
+
+def infer_stored(config: Config, model: Simulator, event: Event) -> None:
+    """The posterior by weighing the training set, and the prior from its first traces."""
+    folder = Path(config["output"])
+    if not (folder / "post_is").exists():
+        posterior = ImportanceSampling(dataset=folder / "train").run(model, event.observe)
+        posterior.save(folder / "post_is")
+    if not (folder / "prior").exists():
+        traces = stored_traces(Dataset(folder / "train"), config["demo"]["prior_traces"])
+        Posterior(traces, np.zeros(len(traces)), info={"engine": "prior"}).save(folder / "prior")
+
+
+def stored_traces(dataset: Dataset, count: int) -> TraceBatch:
+    """At least ``count`` traces (or all there are) without what they observed."""
+    batches: list[TraceBatch] = []
+    for batch in dataset.batches():
+        batches.append(replace(batch, observes=()))
+        if sum(map(len, batches)) >= count:
+            break
+    return TraceBatch.concatenate(batches)
+
+
+def report(config: Config, model: Simulator, event: Event, console: Console) -> Summary:
+    """Figure, tables and verdict."""
+    folder = Path(config["output"])
+    names = {"post_ic": "IC", "post_rmh": "RMH", "post_is": "IS"}
+    samples = [Sample.of(Posterior.load(folder / path), label) for path, label in names.items()]
+    prior = Sample.of(Posterior.load(folder / "prior"), "prior")
+    title = TITLE.format(simulator=model.name, channel=config["demo"]["event"]["channel"])
+    summary = write_report(samples, folder, event, prior, title=title)
+    show(summary, console)
+    console.print(verdict_grid(judge(summary)).rich())
+    return summary
+
+
+# --- Markov chains in the background ----------------------------------------------------------------------------------
+
+
+class Background:
+    """A process that runs the Markov chains and saves their posterior; none where that is done."""
+
+    def __init__(self, config: Config) -> None:
+        self._process: SpawnProcess | None = None
+        rmh = config["demo"]["rmh"]
+        self._total = rmh["chains"] * rmh["steps"]
+        if not (Path(config["output"]) / "post_rmh").exists():
+            context = multiprocessing.get_context("spawn")
+            self._done = context.Value("q", 0)
+            self._process = context.Process(target=_run_chains, args=(self._done, dict(config)))
+            self._process.start()
+
+    def wait(self) -> None:
+        """Show progress until the chains are done.
+
+        Raises:
+            DemoError: the process failed; what went wrong it has printed.
+        """
+        if self._process is None:
+            return
+        with simulation.progress("RMH", self._total) as report:
+            while self._process.is_alive():
+                report(self._done.value)
+                self._process.join(_POLL_S)
+            report(self._done.value)
+        if self._process.exitcode:
+            raise DemoError(f"the Markov chains failed (exit code {self._process.exitcode}); see above")
+
+    def stop(self) -> None:
+        """End the process if it still runs."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join()
+
+
+@contextmanager
+def markov_chains(config: Config) -> Iterator[Background]:
+    """Markov chains that run while the body does something else."""
+    background = Background(config)
+    try:
+        yield background
+    finally:
+        background.stop()
+
+
+def _run_chains(done: Synchronized[int], config: Config) -> None:
+    """Body of the background process; ``done`` counts steps."""
+    os.nice(_LOWER_PRIORITY)
+    folder, settings = Path(config["output"]), config["demo"]["rmh"]
+
+    def tell(amount: int, note: str) -> None:
+        done.value += amount
+
+    engine = RMH(
+        chains=settings["chains"],
+        burn_in=settings["burn_in"],
+        thinning=settings["thinning"],
+        branch_share=settings["branch_share"],
+        workers=config["workers"],
+    )
+    kept = settings["chains"] * (settings["steps"] - settings["burn_in"]) // settings["thinning"]
+    observe = Event.load(folder / "event.npz").observe
+    posterior = engine.run(build_model(config["simulator"]), observe, kept, config["seed"] + 3, tell)
+    posterior.save(folder / "post_rmh")
