@@ -21,7 +21,7 @@ from etalumis.execution.controllers import Answer, Controller, Script
 from etalumis.execution.errors import Reject
 from etalumis.execution.model import Simulator, as_observations, met_names
 from etalumis.execution.observations import Observations
-from etalumis.execution.trace import Trace
+from etalumis.execution.trace import FAILED, Trace
 
 
 class Request(NamedTuple):
@@ -182,6 +182,9 @@ class Slotted(Protocol):
     ) -> Sequence[Slot]:
         """At most ``batch_size`` slots, numbered from 0."""
 
+    def again(self, trace: Trace) -> bool:
+        """Whether to run a failed execution again; an error where it may not be left out either."""
+
 
 def run_lockstep(
     model: Simulator,
@@ -223,7 +226,10 @@ def run_lockstep(
                 if len(observations.used) < len(observations):
                     names |= met_names(event)
                 ended.append(number)
-                yield event
+                if event.ended != FAILED:
+                    yield event
+                elif isinstance(model, Slotted) and model.again(event):
+                    todo = chain([event.index], todo)
             answers = proposer.propose(requests, model.addresses) if requests else ()
             for request, answer in zip(requests, answers, strict=True):
                 slots[request.slot].answer(answer)

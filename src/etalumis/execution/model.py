@@ -10,15 +10,17 @@ from etalumis.execution.addresses import AddressBook, CallChains
 from etalumis.execution.controllers import Controller, Prior
 from etalumis.execution.loop import Execution, call_root
 from etalumis.execution.observations import Observations
-from etalumis.execution.trace import Trace
+from etalumis.execution.trace import FAILED, Trace
 
 
 class Simulator(Protocol):
     """What engines need of a model, wherever it runs."""
 
-    name: str
     addresses: AddressBook
     suspendable: bool
+
+    @property
+    def name(self) -> str: ...
 
     def execute(
         self,
@@ -106,6 +108,8 @@ def run(
     for index in indices:
         trace = model.execute(controller, observations, stream, index, draw_observations=draw_observations)
         executed = True
+        if trace.ended == FAILED:
+            continue
         if len(observations.used) < len(observations):
             names |= met_names(trace)
         yield trace

@@ -1,0 +1,98 @@
+"""Simulator processes: launched in a group of their own, listened to, and stopped for certain."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import IO
+
+from etalumis.ppx.errors import SimulatorError
+
+_KEPT = 8192  # bytes of output kept
+_GRACE = 2.0  # seconds to end after SIGTERM
+
+
+class SimulatorProcess:
+    """A running simulator and the last of what it printed.
+
+    Args:
+        command: program and arguments.
+        environment: variables added to those of this process.
+        directory: to run in.
+
+    Raises:
+        SimulatorError: the program can't be started.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None, directory: str | None) -> None:
+        self.command = shlex.join(command)
+        try:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment} if environment else None,
+                cwd=directory,
+                start_new_session=True,  # its own group: Ctrl-C is ours to decide about, and helpers end with it
+            )
+        except OSError as error:
+            raise SimulatorError(f"the simulator can't be started: {self.command}: {error}") from error
+        self._tail: deque[bytes] = deque()
+        self._kept = 0
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def death(self) -> str | None:
+        """How the process ended, or None while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        if code >= 0:
+            return f"ended with exit code {code}"
+        with suppress(ValueError):
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"was killed by signal {-code}"
+
+    def output(self) -> str:
+        """The last of its output."""
+        if self._process.poll() is not None:
+            self._reader.join(timeout=0.5)  # its last words may still be in the pipe
+        return b"".join(tuple(self._tail)).decode(errors="replace")[-_KEPT:].strip()
+
+    def stop(self, grace: float = _GRACE) -> None:
+        """End the whole group: asked first where ``grace`` > 0, then killed."""
+        if grace > 0.0 and self._process.poll() is None:
+            self._signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace)
+        self._signal(signal.SIGKILL)  # also what it left behind
+        self._process.wait()
+        self._reader.join(timeout=1.0)
+        if not self._reader.is_alive():
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def _listen(self, stream: IO[bytes]) -> None:
+        with suppress(ValueError, OSError):  # closed while reading
+            while piece := os.read(stream.fileno(), 4096):
+                self._tail.append(piece)
+                self._kept += len(piece)
+                while self._kept - len(self._tail[0]) > _KEPT:
+                    self._kept -= len(self._tail.popleft())
