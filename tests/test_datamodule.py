@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import etalumis as et
-from etalumis.datamodules.minibatches import Minibatch, Piece, Rows, Split, TrainingOrder, in_order
+from etalumis.datamodules.minibatches import Minibatch, Piece, Rows, Split, TrainingOrder, ValidationOrder
 from etalumis.datamodules.reading import Minibatches, Parcel, Reader
 from etalumis.datamodules.traces import TracesDataModule
 from etalumis.networks.layout import Layout, rows_of
@@ -52,7 +52,10 @@ def test_every_trace_once_per_epoch(chunks: list[int], batch_size: int, epoch: i
 
 @given(CHUNKS, st.integers(1, 40))
 def test_validation_goes_through_all_in_order(chunks: list[int], batch_size: int) -> None:
-    minibatches = in_order(everything(chunks), batch_size)
+    order = ValidationOrder(everything(chunks), batch_size)
+    minibatches = order.epoch(0)
+    assert len(minibatches) == len(order)
+    assert order.traces == sum(chunks)
     places = [(p.chunk, row) for m in minibatches for p in m for row in p.rows.tolist()]
     assert places == [(c, r) for c, n in enumerate(chunks) for r in range(n)]
     assert all(size == batch_size for size in sizes(minibatches)[:-1])
@@ -189,7 +192,7 @@ def test_epochs_take_all_training_traces_in_another_order(data: Path) -> None:
     draws = [sum(batch.num_draws for batch in batches) for batches in epochs]
     assert [sum(batch.num_traces for batch in batches) for batches in epochs] == [module.order.traces] * 2
     assert draws[0] == draws[1]
-    assert module.order.traces + module.valid_traces == 300
+    assert module.order.traces + module.valid_order.traces == 300
     assert [batch.num_draws for batch in epochs[0]] != [batch.num_draws for batch in epochs[1]]
     everything = sum(int(batch.controlled.sum()) for batch in Dataset(data / "train").batches())
     assert draws[0] + sum(batch.num_draws for batch in validation_of(module)) == everything
@@ -216,7 +219,7 @@ def test_noise_is_fresh_in_training_and_fixed_in_validation(data: Path) -> None:
 def test_separate_validation_data(data: Path) -> None:
     module = TracesDataModule(str(data / "train"), str(data / "valid"), batch_size=32, workers=0)
     module.attach(layout_of(module))
-    assert (module.order.traces, module.valid_traces) == (300, 90)
+    assert (module.order.traces, module.valid_order.traces) == (300, 90)
     assert [batch.num_traces for batch in validation_of(module)] == [32, 32, 26]
 
 

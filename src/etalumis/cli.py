@@ -126,9 +126,9 @@ def simulate(config: Config) -> None:
 def train(config: Config) -> None:
     """Train a network."""
     use_threads(config["threads"])
-    from etalumis.lit_models.fit import fit
+    from etalumis.lit_models.fit import fit, summary
 
-    fit(config)
+    print(summary(fit(config)))
 
 
 def event(config: Config) -> None:

@@ -97,17 +97,29 @@ class TrainingOrder:
         return order
 
 
-def in_order(rows: Sequence[Rows], batch_size: int) -> list[Minibatch]:
+class ValidationOrder:
     """All traces in the order of their chunks, ``batch_size`` at a time: the same minibatches in every epoch."""
-    minibatches: list[Minibatch] = []
-    pieces: list[Piece] = []
-    room = batch_size
-    for chunk, left in enumerate(rows):
-        while len(left):
-            pieces.append(Piece(chunk, left[:room]))
-            left = left[room:]
-            room -= len(pieces[-1].rows)
-            if room == 0:
-                minibatches.append(tuple(pieces))
-                pieces, room = [], batch_size
-    return [*minibatches, tuple(pieces)] if pieces else minibatches
+
+    def __init__(self, rows: Sequence[Rows], batch_size: int) -> None:
+        self.traces = sum(map(len, rows))
+        self._minibatches: list[Minibatch] = []
+        pieces: list[Piece] = []
+        room = batch_size
+        for chunk, left in enumerate(rows):
+            while len(left):
+                pieces.append(Piece(chunk, left[:room]))
+                left = left[room:]
+                room -= len(pieces[-1].rows)
+                if room == 0:
+                    self._minibatches.append(tuple(pieces))
+                    pieces, room = [], batch_size
+        if pieces:
+            self._minibatches.append(tuple(pieces))
+
+    def __len__(self) -> int:
+        """Minibatches per epoch."""
+        return len(self._minibatches)
+
+    def epoch(self, epoch: int) -> list[Minibatch]:
+        """The minibatches of any epoch."""
+        return self._minibatches

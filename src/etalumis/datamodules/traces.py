@@ -13,7 +13,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
 from etalumis.datamodules import reading
-from etalumis.datamodules.minibatches import Minibatch, Rows, Split, TrainingOrder, in_order
+from etalumis.datamodules.minibatches import Rows, Split, TrainingOrder, ValidationOrder
 from etalumis.datamodules.reading import Minibatches, Parcel, Reader
 from etalumis.execution import TraceBatch
 from etalumis.networks.layout import Layout
@@ -90,8 +90,7 @@ class TracesDataModule(LightningDataModule):
             held_out = _rows(self.valid_data, split, validate=True)
         else:
             held_out = [np.arange(chunk.traces) for chunk in self.valid_data.chunks]
-        self._valid_minibatches = in_order(held_out, batch_size)
-        self.valid_traces = sum(map(len, held_out))
+        self.valid_order = ValidationOrder(held_out, batch_size)
         if not self.order.traces:
             raise DatasetError(f"{train} leaves no traces to train with: lower valid_fraction, or simulate more")
 
@@ -116,19 +115,16 @@ class TracesDataModule(LightningDataModule):
         return self._loader(data, EpochSampler(len(self.order)))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        if not self._valid_minibatches:
+        if not len(self.valid_order):
             return []
         reader = Reader(self.valid_data, self._cache_mb)
         # Another seed than the training noise's: the same traces may be in both in other runs.
-        data = Minibatches(reader, self._valid_order, self._layout, ~self._seed, False)
-        return self._loader(data, [(0, step) for step in range(len(self._valid_minibatches))])
+        data = Minibatches(reader, self.valid_order.epoch, self._layout, ~self._seed, False)
+        return self._loader(data, [(0, step) for step in range(len(self.valid_order))])
 
     def on_before_batch_transfer(self, batch: TrainingBatch | Parcel, dataloader_idx: int) -> TrainingBatch:
         """Lightning's hook between loader and device."""
         return batch.unwrap() if isinstance(batch, Parcel) else batch
-
-    def _valid_order(self, epoch: int) -> list[Minibatch]:
-        return self._valid_minibatches
 
     def _loader(self, data: Minibatches, places: Sequence[tuple[int, int]] | EpochSampler) -> DataLoader:
         return DataLoader(

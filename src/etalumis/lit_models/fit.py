@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import LightningDataModule, Trainer, seed_everything
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
 
+from etalumis.callbacks import Export, Throughput
 from etalumis.conf.build import ConfigError, build
 from etalumis.datamodules.traces import TracesDataModule
-from etalumis.lit_models.inference_network import LitInferenceNetwork
+from etalumis.lit_models.inference_network import VALID_LOSS, LitInferenceNetwork
 from etalumis.networks import InferenceNetwork
 
 # Said by Lightning about things that are meant.
@@ -21,6 +23,7 @@ _MEANT = (
     ".*does not have many workers.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*is smaller than the logging interval.*",
+    ".*Total length of `list` across ranks is zero.*",
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
 )
 
@@ -37,7 +40,7 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     resume = find_checkpoint(config["resume"], output)
     seed_everything(config["seed"], verbose=False)
     data = build(config["data"])
-    assert isinstance(data, LightningDataModule)
+    assert isinstance(data, TracesDataModule)
     network = make_network(config["network"], data)
     data.attach(network.layout)
     module = LitInferenceNetwork(
@@ -46,7 +49,7 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     trainer: Trainer = build(
         {
             **config["trainer"],
-            "callbacks": [build(c) for c in (config["callbacks"] or {}).values()],
+            "callbacks": [build(c) for c in callbacks_of(config["callbacks"] or {}, data.valid_order.traces > 0)],
             "logger": build_optional(config["logger"]) or False,
             "enable_progress_bar": sys.stderr.isatty(),
         }
@@ -58,6 +61,23 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     return module
 
 
+def summary(module: LitInferenceNetwork) -> str:
+    """What came out of a training, in a few lines."""
+    trainer = module.trainer
+    lines = []
+    for callback in trainer.callbacks:
+        if isinstance(callback, Export):
+            lines.append(
+                f"{callback.path}: {len(module.network.layout):,} addresses, trained {trainer.global_step:,} steps"
+            )
+        elif isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None and callback.monitor:
+            lines.append(f"  {callback.monitor}     {float(callback.best_model_score):.4f} at best")
+        elif isinstance(callback, Throughput):
+            waited = callback.waited / callback.seconds if callback.seconds else 0.0
+            lines.append(f"  throughput     {callback.rate:,.0f} traces/s, {waited:.1%} of the time waiting for data")
+    return "\n".join(sorted(lines, key=lambda line: line.startswith(" ")))
+
+
 def make_network(settings: Mapping[str, Any], data: TracesDataModule) -> InferenceNetwork:
     """A network with rows for every address of the data."""
     batches = data.batches()
@@ -65,6 +85,11 @@ def make_network(settings: Mapping[str, Any], data: TracesDataModule) -> Inferen
     for batch in batches:
         network.grow(batch)
     return network
+
+
+def callbacks_of(group: Mapping[str, Mapping[str, Any]], validation: bool) -> list[Mapping[str, Any]]:
+    """The settings of all callbacks; without those that watch the validation loss where there is none."""
+    return [c for c in group.values() if validation or c.get("monitor") != VALID_LOSS]
 
 
 def find_checkpoint(resume: bool | str, output: Path) -> str | None:

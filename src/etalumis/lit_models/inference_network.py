@@ -48,6 +48,7 @@ class LitInferenceNetwork(LightningModule):
     def training_step(self, batch: TrainingBatch, number: int) -> Tensor:
         loss, _ = self.network.loss(batch)
         self.log(TRAIN_LOSS, loss.detach(), batch_size=batch.num_traces, prog_bar=True)
+        self.log("learning_rate", self.optimizers().param_groups[0]["lr"], batch_size=1)
         return loss
 
     def validation_step(self, batch: TrainingBatch, number: int) -> None:
@@ -83,5 +84,5 @@ class LitInferenceNetwork(LightningModule):
 
     def on_save_checkpoint(self, state: dict[str, Any]) -> None:
         """Add what :func:`etalumis.networks.checkpoint.load` needs beside the weights: ``et.IC`` reads these files."""
-        state["etalumis"] = checkpoint.description(self.network)
+        state["etalumis"] = checkpoint.describe(self.network)
         state["settings"] = self._settings

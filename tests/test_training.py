@@ -1,0 +1,357 @@
+"""Training with Lightning: what the network package can do must survive the trainer around it."""
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+import etalumis as et
+from etalumis import cli
+from etalumis.conf.build import ConfigError, build
+from etalumis.conf.compose import compose, plain
+from etalumis.conf.help import choices
+from etalumis.lit_models.fit import fit, make_network
+from etalumis.lit_models.inference_network import LitInferenceNetwork
+from etalumis.networks import InferenceNetwork, banks_of, checkpoint
+from etalumis.simulators.classics import branching, gaussian
+from etalumis.simulators.detector import Detector
+from etalumis.simulators.tau import Tau
+from etalumis.storage import simulate
+
+pytestmark = [
+    pytest.mark.timeout(100),
+    # Lightning and TensorBoard use what newer packages discourage; nothing we could change.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+SMALL = [
+    "network.observation_embedding=16",
+    "network.core.hidden=16",
+    "network.head.hidden=8",
+    "data.workers=0",
+    "data.batch_size=64",
+    "logger=none",
+]
+
+
+def gaussian_model() -> et.Model:
+    return et.Model(gaussian)
+
+
+def branching_model() -> et.Model:
+    return et.Model(branching)
+
+
+def tau_model() -> et.Model:
+    return et.Model(Tau(Detector(shape=(4, 5, 6))), name="tau")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Datasets by model name."""
+    path = tmp_path_factory.mktemp("data")
+    for make, count in ((gaussian_model, 1500), (tau_model, 200), (branching_model, 100)):
+        name = make().name
+        simulate(make, path / name, count, model=name, workers=0, chunk_size=100)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def threads_unchanged() -> Any:
+    yield
+    torch.set_grad_enabled(True)
+
+
+def settings(train: Path, output: Path, *overrides: str) -> dict[str, Any]:
+    words = [f"data.train={train}", f"output={output}", *SMALL, *overrides]
+    config: dict[str, Any] = plain(compose("train", words))
+    return config
+
+
+def train(train_data: Path, output: Path, *overrides: str) -> LitInferenceNetwork:
+    return fit(settings(train_data, output, *overrides))
+
+
+def assert_equal_state(one: Any, other: Any, where: str = "") -> None:
+    """Equal to the last bit, through nested containers."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, Mapping):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal_state(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal_state(a, b, f"{where}[{number}]")
+    else:
+        assert one == other, where
+
+
+def losses_by_hand(module: LitInferenceNetwork, config: dict[str, Any]) -> list[tuple[float, int]]:
+    """Validation loss and number of traces of each minibatch."""
+    datamodule = build(config["data"])
+    datamodule.attach(module.network.layout)
+    with torch.no_grad():
+        return [(float(module.network.loss(b)[0]), b.num_traces) for b in datamodule.val_dataloader()]
+
+
+class StopAfter(Callback):
+    """Pulls the plug after an epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.current_epoch == self._epochs:
+            raise RuntimeError("the plug was pulled")
+
+
+# --- from traces to a posterior -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LitInferenceNetwork]:
+    output = tmp_path_factory.mktemp("trained")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = train(
+            data / "gaussian", output, "trainer.max_epochs=15", "optimizer.lr=1e-2", "logger=tensorboard",
+            "trainer.log_every_n_steps=5",
+        )  # fmt: skip
+    return output, module
+
+
+def test_trained_network_finds_the_posterior(trained: tuple[Path, LitInferenceNetwork]) -> None:
+    output, _ = trained
+    observe = {"obs0": 8.0, "obs1": 9.0}
+    post = et.posterior(gaussian_model(), observe, et.IC(output / "network.pt"), num_traces=1000, seed=1)
+    assert post.ess > 400, "the prior alone reaches about 30"
+    assert abs(post.mean("mu") - 7.25) < 5 * post.mcse("mu")
+
+
+def test_lightning_checkpoints_are_networks_too(trained: tuple[Path, LitInferenceNetwork]) -> None:
+    output, module = trained
+    best, extra = checkpoint.load(output / "checkpoints" / "best.ckpt", simulator="gaussian")
+    exported, said = checkpoint.load(output / "network.pt", simulator="gaussian")
+    last, _ = checkpoint.load(output / "checkpoints" / "last.ckpt", simulator="gaussian")
+    assert_equal_state(best.state_dict(), exported.state_dict())
+    assert_equal_state(last.state_dict(), module.network.state_dict())
+    assert said["loss/valid"] < 2.0
+    assert isinstance(extra, dict)
+    observe = {"obs0": 8.0, "obs1": 9.0}
+    posts = [
+        et.posterior(gaussian_model(), observe, et.IC(output / name), num_traces=50)
+        for name in ("network.pt", "checkpoints/best.ckpt")
+    ]
+    assert posts[0].log_weights.tolist() == posts[1].log_weights.tolist()
+
+
+def test_checkpoints_are_tensors_and_plain_containers(trained: tuple[Path, LitInferenceNetwork]) -> None:
+    output, _ = trained
+    for name in ("network.pt", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        content = torch.load(output / name, weights_only=True)
+        assert content
+    state = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
+    assert json.loads(json.dumps(state["settings"]))["network"]["core"]["hidden"] == 16
+    assert "hyper_parameters" not in state
+
+
+def test_logs(trained: tuple[Path, LitInferenceNetwork]) -> None:
+    output, _ = trained
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(output / "logs"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"loss/train", "loss/valid", "throughput/traces_per_s", "throughput/wait_share"} <= tags
+    rates = [event.value for event in events.Scalars("learning_rate")]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 9e-3 > 1e-4 > rates[-1]
+    losses = [event.value for event in events.Scalars("loss/valid")]
+    assert losses[-1] < losses[0]
+    assert all(event.value > 0 for event in events.Scalars("throughput/traces_per_s"))
+
+
+def test_network_of_another_simulator(
+    trained: tuple[Path, LitInferenceNetwork], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["simulator=branching", "observe.obs0=6", "output=x", f"checkpoint={trained[0] / 'network.pt'}"]
+    assert cli.main(["infer", *words]) == 1
+    said = capsys.readouterr().err
+    assert "'gaussian', not for 'branching'" in said
+    assert "Traceback" not in said
+
+
+def test_train_and_infer_from_the_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"data.train={data / 'branching'}", f"output={tmp_path / 'run'}", *SMALL, "trainer.max_epochs=2"]
+    assert cli.main(["train", *words]) == 0
+    assert "network.pt" in capsys.readouterr().out
+    written = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert written == ["run/checkpoints/best.ckpt", "run/checkpoints/last.ckpt", "run/network.pt"]
+    words = ["simulator=branching", "observe.obs0=6", f"output={tmp_path / 'post'}", "num_traces=100"]
+    assert cli.main(["infer", *words, f"checkpoint={tmp_path / 'run' / 'network.pt'}"]) == 0
+    assert len(et.Posterior.load(tmp_path / "post")) == 100
+
+
+# --- what the trainer must leave intact -----------------------------------------------------------
+
+
+def test_resumed_training_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
+    """Weights, moments, learning rate and best loss, to the last bit."""
+    words = ["trainer.max_epochs=3", "trainer.accumulate_grad_batches=2"]
+    train(data / "tau", tmp_path / "whole", *words)
+    config = settings(data / "tau", tmp_path / "pieces", *words)
+    config["callbacks"]["stop"] = {"_target_": f"{__name__}.StopAfter", "epochs": 1}
+    with pytest.raises(RuntimeError, match="plug"):
+        fit(config)
+    assert not (tmp_path / "pieces" / "network.pt").exists()
+    train(data / "tau", tmp_path / "pieces", *words, "resume=true")
+    whole, pieces = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "pieces")
+    )
+    assert whole["global_step"] > 0
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        assert_equal_state(whole[key], pieces[key], key)
+    one, other = (checkpoint.load(tmp_path / name / "network.pt") for name in ("whole", "pieces"))
+    assert_equal_state(one[0].state_dict(), other[0].state_dict())
+    assert one[1] == other[1]
+
+
+def test_accumulation_equals_larger_steps_by_hand(data: Path, tmp_path: Path) -> None:
+    words = ["trainer.accumulate_grad_batches=2", "trainer.max_epochs=1", "trainer.gradient_clip_val=null"]
+    words += ["optimizer=sgd", "scheduler=constant", "data.valid_fraction=0.0"]
+    module = train(data / "tau", tmp_path, *words)
+    config = settings(data / "tau", tmp_path, *words)
+    datamodule = build(config["data"])
+    network = make_network(config["network"], datamodule)
+    datamodule.attach(network.layout)
+    optimizer = build(config["optimizer"])(network)
+    batches = list(datamodule.train_dataloader())
+    assert len(batches) % 2 == 0
+    for first in range(0, len(batches), 2):
+        optimizer.zero_grad()
+        for batch in batches[first : first + 2]:
+            (network.loss(batch)[0] / 2).backward()
+        optimizer.step()
+    for name, ours in network.state_dict().items():
+        theirs = module.network.state_dict()[name]
+        if isinstance(ours, torch.Tensor):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(("limit", "clipped"), [(1e-3, True), (1e9, False)])
+def test_clipping_counts_rows(data: Path, tmp_path: Path, limit: float, clipped: bool) -> None:
+    """A step of plain descent with learning rate 1 is as long as the clipped gradient."""
+    words = [f"trainer.gradient_clip_val={limit}", "trainer.max_steps=1", "optimizer=sgd", "optimizer.momentum=0.0"]
+    words += ["scheduler=constant", "optimizer.lr=1.0", "data.valid_fraction=0.0"]
+    config = settings(data / "tau", tmp_path, *words)
+    before = make_network(config["network"], build(config["data"]))
+    module = train(data / "tau", tmp_path, *words)
+
+    def weights(network: InferenceNetwork) -> torch.Tensor:
+        banks = [bank.rows.flatten() for bank in banks_of(network).values()]
+        inside = {id(p) for bank in banks_of(network).values() for p in bank.parameters()}
+        dense = [p.detach().flatten() for p in network.parameters() if id(p) not in inside]
+        return torch.cat([*banks, *dense]).double()
+
+    moved = float((weights(module.network) - weights(before)).norm())
+    if clipped:
+        assert math.isclose(moved, limit, rel_tol=1e-2)
+    else:
+        assert moved > 0.1
+
+
+def test_clipping_by_value_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="clipped by norm only"):
+        train(data / "tau", tmp_path, "+trainer.gradient_clip_algorithm=value", "debug=fast")
+
+
+def test_mixed_precision_learns_too(data: Path, tmp_path: Path) -> None:
+    modules = {}
+    for precision in ("32-true", "bf16-mixed"):
+        words = [f"trainer.precision={precision}", "trainer.max_epochs=2", "optimizer.lr=1e-2"]
+        modules[precision] = train(data / "gaussian", tmp_path / precision, *words)
+    config = settings(data / "gaussian", tmp_path)
+    losses = {
+        precision: sum(loss * n for loss, n in losses_by_hand(module, config))
+        / sum(n for _, n in losses_by_hand(module, config))
+        for precision, module in modules.items()
+    }
+    assert abs(losses["bf16-mixed"] - losses["32-true"]) < 0.15
+    for module in modules.values():
+        assert {p.dtype for p in module.network.parameters()} == {torch.float32}
+    states = [module.network.state_dict()["core.bias"] for module in modules.values()]
+    assert not torch.equal(*states), "mixed precision was on"
+
+
+def test_validation_loss_is_the_mean_over_traces(data: Path, tmp_path: Path) -> None:
+    """Minibatches of unequal size weigh by their traces."""
+    words = ["trainer.max_epochs=1", "data.valid_fraction=0.3", "data.batch_size=33"]
+    module = train(data / "tau", tmp_path, *words)
+    by_hand = losses_by_hand(module, settings(data / "tau", tmp_path, *words))
+    assert len({n for _, n in by_hand}) > 1
+    mean = sum(loss * n for loss, n in by_hand) / sum(n for _, n in by_hand)
+    logged = checkpoint.load(tmp_path / "network.pt")[1]["loss/valid"]
+    assert math.isclose(mean, logged, rel_tol=1e-5)
+
+
+def test_early_stopping_and_the_best_network(data: Path, tmp_path: Path) -> None:
+    """With a learning rate that ruins the network, the first epoch's is exported and training ends early."""
+    words = ["trainer.max_epochs=30", "callbacks.early_stopping.patience=2", "optimizer.lr=0.0", "scheduler=constant"]
+    module = train(data / "branching", tmp_path, *words)
+    assert module.trainer.current_epoch == 3
+    state = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert state["epoch"] == 0
+
+
+def test_without_validation_the_last_network_is_exported(data: Path, tmp_path: Path) -> None:
+    module = train(data / "branching", tmp_path, "data.valid_fraction=0.0", "trainer.max_epochs=2")
+    network, _ = checkpoint.load(tmp_path / "network.pt")
+    assert_equal_state(network.state_dict(), module.network.state_dict())
+
+
+# --- every choice runs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([f"experiment={name}"] for name in choices("experiment")),
+        *([f"network={name}"] for name in choices("network") if name != "paper"),
+        *([f"optimizer={name}"] for name in choices("optimizer")),
+        *([f"scheduler={name}"] for name in choices("scheduler")),
+        *([f"logger={name}"] for name in choices("logger")),
+    ],
+    ids=lambda words: words[0],
+)
+def test_choices_train(data: Path, tmp_path: Path, words: list[str]) -> None:
+    # fmt: off
+    module = fit(plain(compose("train", [
+        f"data.train={data / 'tau'}", f"output={tmp_path}", "data.workers=0", "debug=fast", *words,
+    ])))
+    # fmt: on
+    assert module.trainer.global_step == 1
+    assert (tmp_path / "network.pt").exists()
+
+
+def test_loader_process_feeds_the_trainer(data: Path, tmp_path: Path) -> None:
+    module = train(data / "tau", tmp_path, "data.workers=1", "trainer.max_epochs=2")
+    reference = train(data / "tau", tmp_path / "reference", "trainer.max_epochs=2")
+    assert_equal_state(module.network.state_dict(), reference.network.state_dict())
+
+
+def test_errors(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no checkpoint .*last\.ckpt to go on from"):
+        train(data / "tau", tmp_path, "resume=true")
+    with pytest.raises(ValueError, match="needs to know how long training is"):
+        train(data / "tau", tmp_path, "trainer.max_epochs=-1")
+    with pytest.raises(ValueError, match="unknown network settings"):
+        train(data / "tau", tmp_path, "+network.hidden=3", "debug=fast")
