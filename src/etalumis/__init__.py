@@ -7,6 +7,7 @@ Importing the package costs NumPy; torch and everything else heavy come with the
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from etalumis.execution import (
@@ -26,10 +27,13 @@ from etalumis.execution import (
 
 if TYPE_CHECKING:
     from etalumis.inference import IC, LMH, RMH, ImportanceSampling, Posterior, posterior, prior
+    from etalumis.ppx.remote import RemoteModel
+    from etalumis.ppx.serve import serve
 
 __version__ = "0.1.0"
 
 _INFERENCE = frozenset({"IC", "LMH", "RMH", "ImportanceSampling", "Posterior", "posterior", "prior"})
+_PPX = {"RemoteModel": "remote", "serve": "serve"}
 
 __all__ = [
     "IC",
@@ -43,6 +47,7 @@ __all__ = [
     "ModelError",
     "ObservationError",
     "Posterior",
+    "RemoteModel",
     "Trace",
     "TraceBatch",
     "factor",
@@ -50,6 +55,7 @@ __all__ = [
     "posterior",
     "prior",
     "sample",
+    "serve",
     "tag",
 ]
 
@@ -59,8 +65,10 @@ def __getattr__(name: str) -> Any:
         from etalumis import inference
 
         return getattr(inference, name)
+    if name in _PPX:
+        return getattr(import_module(f"etalumis.ppx.{_PPX[name]}"), name)
     raise AttributeError(f"module 'etalumis' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_INFERENCE})
+    return sorted({*globals(), *_INFERENCE, *_PPX})

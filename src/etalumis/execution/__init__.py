@@ -3,20 +3,22 @@
 from etalumis.execution.addresses import Address, AddressBook
 from etalumis.execution.batch import TraceBatch
 from etalumis.execution.columns import Column, DistributionTable, ObserveColumn
-from etalumis.execution.controllers import Answer, Controller, Guided, Inflated, Prior, Replay
+from etalumis.execution.controllers import Answer, Controller, Guided, Inflated, Prior, Replay, Script
 from etalumis.execution.errors import DensityError, ModelError, ObservationError, Reject
 from etalumis.execution.lockstep import Proposer, Request, run_lockstep
 from etalumis.execution.loop import factor, observe, sample, tag
-from etalumis.execution.model import Model, Simulator, run
+from etalumis.execution.model import Batched, Model, Simulator, run
 from etalumis.execution.observations import Observations
-from etalumis.execution.trace import FINISHED, REJECTED, Observed, Tagged, Trace
+from etalumis.execution.trace import FAILED, FINISHED, REJECTED, Observed, Tagged, Trace
 
 __all__ = [
+    "FAILED",
     "FINISHED",
     "REJECTED",
     "Address",
     "AddressBook",
     "Answer",
+    "Batched",
     "Column",
     "Controller",
     "DensityError",
@@ -34,6 +36,7 @@ __all__ = [
     "Reject",
     "Replay",
     "Request",
+    "Script",
     "Simulator",
     "Tagged",
     "Trace",

@@ -27,6 +27,11 @@ class Script(NamedTuple):
     values: Mapping[int, Any] = MappingProxyType({})
     asks: bool = False
 
+    @property
+    def empty(self) -> bool:
+        """Everything comes from the prior."""
+        return not self.values and not self.asks
+
 
 class Controller:
     """Answers draws from the prior; the base of all others."""

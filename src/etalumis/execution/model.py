@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from etalumis.distributions import Stream
 from etalumis.execution.addresses import AddressBook, CallChains
+from etalumis.execution.batch import TraceBatch
 from etalumis.execution.controllers import Controller, Prior
 from etalumis.execution.loop import Execution, call_root
 from etalumis.execution.observations import Observations
@@ -31,6 +32,21 @@ class Simulator(Protocol):
         reject_zero: bool = False,
         draw_observations: bool = True,
     ) -> Trace: ...
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A model that executes many traces from the prior by itself and has them in columns at once."""
+
+    def batches(
+        self,
+        indices: Iterable[int],
+        seed: int,
+        observe: Observations,
+        draw_observations: bool = True,
+        keep_observes: bool = True,
+    ) -> Iterator[TraceBatch]:
+        """The executions in order; failed ones may be missing. Used observation names are noted in ``observe``."""
 
 
 class Model:

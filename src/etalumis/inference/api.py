@@ -38,7 +38,7 @@ def prior(
         traces = execute(plan, num_traces, workers, report)
     info = {"engine": "prior", "model": model.name, "seed": seed, "executions": num_traces}
     info["seconds"] = time.perf_counter() - started
-    return Posterior(traces, np.zeros(num_traces), info=info)
+    return Posterior(traces, np.zeros(len(traces)), info=info)
 
 
 def posterior(

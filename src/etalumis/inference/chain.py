@@ -33,6 +33,9 @@ class Reuse(Controller):
         self.shapes: dict[int, tuple[int, ...]] = {}  # of the arrays among the values
         self.fresh: list[int] = []
 
+    def begin(self, index: int) -> None:
+        self.fresh = []
+
     def choose(self, address: int, name: str, distribution: Distribution, control: bool, stream: Stream) -> Answer:
         values = self.values
         # An array whose shape changed can't be reused: it counts as fresh here and as stale there.
@@ -148,7 +151,6 @@ class Chain:
         proposed = forth.draw(moves)
 
         reuse.values[address] = proposed
-        reuse.fresh = []
         new = self._execute(reuse)
         log_alpha, sites = -math.inf, self._sites
         if new.ended == FINISHED:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from etalumis.distributions import Stream
-from etalumis.execution import Controller, Observations, Simulator, Trace, TraceBatch
+from etalumis.execution import FAILED, Batched, Controller, Observations, Simulator, Trace, TraceBatch
 from etalumis.execution.model import met_names
 from etalumis.inference.workers import Report, run_tasks
 
@@ -93,6 +94,9 @@ class _Outcome(NamedTuple):
 def _execute(plan: Plan, indices: range, report: Report) -> _Outcome:
     # Not `execution.run`: whether every observation was used is known only when all tasks are done.
     model, observations = plan.model, plan.observations
+    script = plan.controller.script()
+    if isinstance(model, Batched) and script is not None and script.empty:
+        return _receive(plan, model, indices, report)
     stream = Stream(plan.seed)
     names: set[str] = set()
 
@@ -101,9 +105,24 @@ def _execute(plan: Plan, indices: range, report: Report) -> _Outcome:
             trace = model.execute(
                 plan.controller, observations, stream, index, draw_observations=plan.draw_observations
             )
+            if trace.ended == FAILED:
+                continue
             if len(observations.used) < len(observations):
                 names.update(met_names(trace))
             yield trace
 
     batch = in_blocks(traces(), model, plan.keep_observes, report)
     return _Outcome(batch, observations.used, names)
+
+
+def _receive(plan: Plan, model: Batched, indices: range, report: Report) -> _Outcome:
+    """The same from a model that executes many traces by itself."""
+    observations = plan.observations
+    batches: list[TraceBatch] = []
+    names: set[str] = set()
+    for batch in model.batches(indices, plan.seed, observations, plan.draw_observations, keep_observes=True):
+        names.update(filter(None, (*batch.names, *(o.name for o in batch.observes))))
+        batches.append(batch if plan.keep_observes else replace(batch, observes=()))
+        report(len(batch), "")
+    traces = TraceBatch.concatenate(batches) if batches else TraceBatch.empty(plan.model.addresses)
+    return _Outcome(traces, observations.used, names)

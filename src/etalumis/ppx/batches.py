@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from etalumis.ppx.remote import RemoteModel
 
 _SECONDS = 0.1  # a request is for as many executions as take about so long
-_MOST = 4096
+_MOST, _FEW = 4096, 16
 _SHARE = 0.25  # of the time-out that a request may take
 
 
@@ -176,7 +176,9 @@ class Batches:
 
     def _take(self, size: int) -> range:
         span = self._todo.popleft()
-        size = max(1, min(size, len(span) // (2 * len(self._model.workers))))  # the last ones are shared
+        workers = len(self._model.workers)
+        if workers > 1:  # the last ones are shared
+            size = min(size, max(_FEW, -(-len(span) // (2 * workers))))
         if size < len(span):
             self._todo.appendleft(span[size:])
         return span[:size]

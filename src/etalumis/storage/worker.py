@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
-from etalumis.execution import Prior, Simulator, Trace, TraceBatch, run
+from etalumis.execution import Batched, Observations, Prior, Simulator, Trace, TraceBatch, run
 from etalumis.storage.chunk import EncodedChunk, Encoding, encode_chunk
 from etalumis.storage.manifest import Origin
 
@@ -54,6 +54,9 @@ class ChunkRunner:
         draw = self._encoding.observes == "both"
         traces: list[Trace] = []
         try:
+            if isinstance(self._model, Batched):
+                batches = list(self._model.batches(indices, self._seed, Observations(), draw))
+                return encode_chunk(number, TraceBatch.concatenate(batches), self._encoding)
             for trace in run(self._model, Prior(), {}, indices, self._seed, draw_observations=draw):
                 traces.append(trace)
             batch = TraceBatch.from_traces(traces, self._model.addresses)
