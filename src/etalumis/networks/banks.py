@@ -76,6 +76,12 @@ class Bank(nn.Module):
         page, place = divmod(number, self.capacity)
         return cast("Tensor", self._parameters[f"page{page}"])[place]
 
+    def views(self, numbers: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+        """Views of rows, or copies where the dtype is another."""
+        pages = [page.detach() for page in self.pages]
+        rows = [pages[number // self.capacity][number % self.capacity] for number in numbers]
+        return rows if dtype == self._anchor.dtype else [row.to(dtype) for row in rows]
+
     @property
     def rows(self) -> Tensor:
         """A copy of the used rows, (used, *shape)."""
@@ -221,10 +227,10 @@ def banks_of(module: nn.Module) -> dict[str, Bank]:
 
 @dataclass(frozen=True)
 class Groups:
-    """Draws sorted by address row: draws ``offsets[k]:offsets[k + 1]`` use row ``rows[k]`` of a bank."""
+    """Draws sorted by address row: the first ``sizes[0]`` of them use row ``rows[0]`` of a bank, and so on."""
 
     rows: tuple[int, ...]
-    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
 
 
 def grouped_linear(x: Tensor, weight: Bank, bias: Bank, groups: Groups) -> Tensor:
@@ -276,36 +282,39 @@ class _GroupedLinear(torch.autograd.Function):
         x = x.to(dtype)
         ctx.save_for_backward(x)
         ctx.weight, ctx.bias, ctx.groups, ctx.pages = weight, bias, groups, len(pages)
+        sizes = list(groups.sizes)
         y = x.new_empty((len(x), weight.shape[1]))
-        start = 0
-        for row, end in zip(groups.rows, groups.offsets[1:], strict=True):
-            torch.addmm(bias.row(row).to(dtype), x[start:end], weight.row(row).to(dtype), out=y[start:end])
-            start = end
+        parts = zip(torch.split(x, sizes), torch.split(y, sizes), strict=True)
+        rows = zip(weight.views(groups.rows, dtype), bias.views(groups.rows, dtype), strict=True)
+        for (x_k, y_k), (w, b) in zip(parts, rows, strict=True):
+            torch.addmm(b, x_k, w, out=y_k)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         weight, bias, groups = ctx.weight, ctx.bias, ctx.groups
+        sizes = list(groups.sizes)
         dy = dy.to(x.dtype).contiguous()
-        learns = weight.wants_gradient
-        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        dw = x.new_empty((len(groups.rows), *weight.shape)) if learns else None
-        db = x.new_empty((len(groups.rows), *bias.shape)) if learns else None
-        start = 0
-        for k, (row, end) in enumerate(zip(groups.rows, groups.offsets[1:], strict=True)):
-            piece = dy[start:end]
-            if dw is not None and db is not None:
-                torch.mm(x[start:end].t(), piece, out=dw[k])
-                torch.sum(piece, 0, out=db[k])
-            if dx is not None:
-                torch.mm(piece, weight.row(row).to(x.dtype).t(), out=dx[start:end])
-            start = end
-        if dw is not None and db is not None:
+        pieces = torch.split(dy, sizes)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.empty_like(x)
+            parts = zip(pieces, weight.views(groups.rows, x.dtype), torch.split(dx, sizes), strict=True)
+            for dy_k, w, dx_k in parts:
+                torch.mm(dy_k, w.t(), out=dx_k)
+            dx = dx.to(ctx.x_dtype)
+        if weight.wants_gradient:
+            dw = x.new_empty((len(sizes), *weight.shape))
+            for x_k, dy_k, dw_k in zip(torch.split(x.t(), sizes, 1), pieces, dw.unbind(0), strict=True):
+                torch.mm(x_k, dy_k, out=dw_k)
+            db = x.new_empty((len(sizes), *bias.shape))
+            for dy_k, db_k in zip(pieces, db.unbind(0), strict=True):
+                torch.sum(dy_k, 0, out=db_k)
             ids = torch.tensor(groups.rows)
             weight.accumulate(ids, dw.to(weight._anchor.dtype))
             bias.accumulate(ids, db.to(bias._anchor.dtype))
-        return (None if dx is None else dx.to(ctx.x_dtype), *(None,) * (4 + ctx.pages))
+        return (dx, *(None,) * (4 + ctx.pages))
 
 
 def _for_device(function: type[torch.autograd.Function], device: str) -> type[torch.autograd.Function]:

@@ -12,12 +12,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from etalumis.networks.errors import NetworkConfigError
+
+# The derivatives of activations from their values: one fused pass each.
+d_sigmoid = torch.ops.aten.sigmoid_backward
+d_tanh = torch.ops.aten.tanh_backward
 
 
 class State(ABC):
@@ -117,20 +122,24 @@ class _LSTMState(State):
             if layer:
                 gates = self._core.linear(layer, h[:, layer - 1])
             gates = gates.addmm(h[:, layer], weight)
-            h[:, layer], c[:, layer] = _cell(gates, c[:, layer])
+            _cell(gates, c[:, layer], c[:, layer], h[:, layer])
         self._h[slots], self._c[slots] = h, c
         return h[:, -1]
 
 
-def _cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """One step from pre-activations (n, 4H) and the old cell (n, H); changes ``gates`` to activations in place."""
+def _cell(gates: Tensor, c: Tensor, new_c: Tensor, new_h: Tensor) -> Tensor:
+    """One step from pre-activations (n, 4H) and the old cell (n, H) into ``new_c`` and ``new_h``; returns ``new_c``.
+
+    ``gates`` become activations in place.
+    """
     size = c.shape[1]
     gates[:, : 2 * size].sigmoid_()
     gates[:, 2 * size : 3 * size].tanh_()
     gates[:, 3 * size :].sigmoid_()
     i, f, g, o = gates.chunk(4, 1)
-    c = torch.mul(f, c).addcmul_(i, g)
-    return o * c.tanh(), c
+    torch.mul(f, c, out=new_c).addcmul_(i, g)
+    torch.tanh(new_c, out=new_h).mul_(o)
+    return new_c
 
 
 class _LSTMLayer(torch.autograd.Function):
@@ -150,19 +159,17 @@ class _LSTMLayer(torch.autograd.Function):
             gates = tokens.to(weight.dtype, copy=True)
             hidden = gates.new_empty((len(gates), size))
             cells = torch.empty_like(hidden)
-            before = start = 0
+            c = gates.new_zeros((batch_sizes[0] if batch_sizes else 0, size))
+            last = start = 0
             for count in batch_sizes:
-                step = gates[start : start + count]
+                here = slice(start, start + count)
+                step = gates[here]
                 if static is not None:
                     step += static[:count]
                 if start:
-                    step.addmm_(hidden[before : before + count], weight)
-                    c = cells[before : before + count]
-                else:
-                    c = step.new_zeros((count, size))
-                hidden[start : start + count], cells[start : start + count] = _cell(step, c)
-                before = start
-                start += count
+                    step.addmm_(hidden[last : last + count], weight)
+                c = _cell(step, c[:count], cells[here], hidden[here])
+                last, start = start, start + count
         ctx.save_for_backward(gates, hidden, cells, weight)
         ctx.batch_sizes, ctx.tokens_dtype = batch_sizes, tokens.dtype
         ctx.static = None if static is None else (static.shape, static.dtype)
@@ -171,40 +178,36 @@ class _LSTMLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gates, hidden, cells, weight = ctx.saved_tensors
-        size = weight.shape[0]
+        sizes = ctx.batch_sizes
         with torch.autocast(weight.device.type, enabled=False):
-            upstream = upstream.to(weight.dtype)
+            dh = upstream.to(weight.dtype, copy=True)
             d_gates = torch.empty_like(gates)
             d_static = None if ctx.static is None else gates.new_zeros(ctx.static[0])
             before = torch.zeros_like(hidden)  # h of the step before, beside each step
             transposed = weight.t()
-            starts = [0]
-            for count in ctx.batch_sizes:
-                starts.append(starts[-1] + count)
-            dh = dc = gates.new_empty((0, size))
-            for step in range(len(ctx.batch_sizes) - 1, -1, -1):
-                start, end = starts[step], starts[step + 1]
-                total = upstream[start:end].clone()
-                total[: len(dh)] += dh
-                i, f, g, o = gates[start:end].chunk(4, 1)
-                tanh_c = cells[start:end].tanh()
-                d_i, d_f, d_g, d_o = d_gates[start:end].chunk(4, 1)
-                # σ' = σ (1 − σ), tanh' = 1 − tanh²
-                torch.mul(total, tanh_c, out=d_o).mul_(o).mul_(1.0 - o)
-                d_cell = total.mul_(o).mul_(tanh_c.square_().neg_().add_(1.0))
-                d_cell[: len(dc)] += dc
-                torch.mul(d_cell, g, out=d_i).mul_(i).mul_(1.0 - i)
-                torch.mul(d_cell, i, out=d_g).mul_(1.0 - g * g)
+            tanh_c = cells.tanh()
+            ends = list(accumulate(sizes))
+            d_cell = gates.new_empty((0, weight.shape[0]))
+            for step in range(len(sizes) - 1, -1, -1):
+                end, count = ends[step], sizes[step]
+                here, last = slice(end - count, end), ends[step - 1] - sizes[step - 1] if step else 0
+                i, f, g, o = gates[here].chunk(4, 1)
+                d_i, d_f, d_g, d_o = d_gates[here].chunk(4, 1)
+                d_sigmoid(dh[here] * tanh_c[here], o, grad_input=d_o)
+                later = d_cell
+                d_cell = d_tanh(dh[here].mul_(o), tanh_c[here])
+                d_cell[: len(later)] += later
+                d_sigmoid(d_cell * g, i, grad_input=d_i)
+                d_tanh(d_cell * i, g, grad_input=d_g)
                 if step:
-                    last = starts[step - 1]
-                    torch.mul(d_cell, cells[last : last + end - start], out=d_f).mul_(f).mul_(1.0 - f)
-                    before[start:end] = hidden[last : last + end - start]
-                    dh = d_gates[start:end] @ transposed
-                    dc = d_cell.mul_(f)
+                    d_sigmoid(d_cell * cells[last : last + count], f, grad_input=d_f)
+                    before[here] = hidden[last : last + count]
+                    dh[last : last + count].addmm_(d_gates[here], transposed)
+                    d_cell.mul_(f)
                 else:
                     d_f.zero_()
                 if d_static is not None:
-                    d_static[: end - start] += d_gates[start:end]
+                    d_static[:count] += d_gates[here]
             d_weight = before.t() @ d_gates if ctx.needs_input_grad[2] else None
         return (
             d_gates.to(ctx.tokens_dtype),

@@ -74,7 +74,10 @@ class Standardise(nn.Module):
 
     def _compressed(self, x: Tensor) -> Tensor:
         if self.compress == "asinh":
-            return torch.asinh(x / self.unit)
+            # asinh x = sign(x) log(|x| + √(1 + x²)); torch.asinh is not vectorised on CPUs
+            size = (x / self.unit).abs()
+            square = size * size
+            return torch.sign(x) * torch.log1p(size + square / (1.0 + torch.sqrt(1.0 + square)))
         if self.compress == "log1p":
             return torch.sign(x) * torch.log1p((x / self.unit).abs())
         return x

@@ -245,14 +245,14 @@ def group_draws(
     starts = np.flatnonzero(np.concatenate([[True], address[1:] != address[:-1]]))
     distinct = address[starts]
     rows = [k.head_row for k in (known[a] for a in distinct.tolist()) if k is not None]
-    offsets = [*starts.tolist(), len(address)]
+    sizes = np.diff(starts, append=len(address))
     return DrawGroup(
         head=head,
         kind=head.split("_")[0],
-        groups=Groups(tuple(rows), tuple(offsets)),
+        groups=Groups(tuple(rows), tuple(sizes.tolist())),
         row_ids=torch.tensor(rows),
         address=torch.from_numpy(distinct),
-        member=torch.from_numpy(np.repeat(np.arange(len(rows)), np.diff(offsets))),
+        member=torch.from_numpy(np.repeat(np.arange(len(rows)), sizes)),
         position=torch.from_numpy(position),
         columns={name: torch.from_numpy(column) for name, column in columns.items()},
     )

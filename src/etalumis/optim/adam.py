@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etalumis.optim.rows import STEP, RowOptimizer, Touched
+from etalumis.optim.rows import STEP, RowOptimizer, Table, Touched
 
 
 class RowAdam(RowOptimizer):
@@ -54,6 +54,16 @@ class RowAdam(RowOptimizer):
         self._fused(updates, touched, 1.0, 0.0, group)
         torch._foreach_neg_(updates)
         self._apply(touched, updates, group)
+
+    def _direction(self, table: Table, group: dict[str, Any]) -> Tensor:
+        beta1, beta2 = group["betas"]
+        mean, square, steps = table.state["exp_avg"], table.state["exp_avg_sq"], table.state[STEP].double()
+        mean.lerp_(table.gradients, 1.0 - beta1)
+        square.mul_(beta2).addcmul_(table.gradients, table.gradients, value=1.0 - beta2)
+        # bias corrections in double precision, row by row
+        first, root = (1.0 - beta1**steps), (1.0 - beta2**steps).sqrt()
+        scale = square.sqrt().div_(root.to(square.dtype)).add_(group["eps"])
+        return (mean / scale).div_(first.to(mean.dtype))
 
     @staticmethod
     def _fused(targets: list[Tensor], touched: Touched, lr: float, weight_decay: float, group: dict[str, Any]) -> None:

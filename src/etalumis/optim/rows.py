@@ -7,6 +7,7 @@ separate modules whose gradient is None when untouched, and costs what was touch
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -15,19 +16,28 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from etalumis.networks.banks import Bank, banks_of
+from etalumis.networks.banks import Bank, RowGrad, banks_of
 
 LARC = ("none", "update", "gradient")
 _EPS = 1e-8
+_SMALL = 512  # numbers in a row up to which rows are gathered instead of updated one by one
 STEP = "step"
 
 
 class Touched(NamedTuple):
-    """The tensors that one step changes, in parallel lists: dense parameters and views of single rows."""
+    """Tensors that one step changes, in parallel lists: dense parameters, and views of single large rows."""
 
     parameters: list[Tensor]
     gradients: list[Tensor]
     state: dict[str, list[Tensor]]
+
+
+class Table(NamedTuple):
+    """Small rows of one page, gathered: parameters, gradients and state are (n, numbers), step counts (n, 1)."""
+
+    parameters: Tensor
+    gradients: Tensor
+    state: dict[str, Tensor]
 
 
 class RowOptimizer(Optimizer):
@@ -84,32 +94,61 @@ class RowOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._join_new()
+        group = self.param_groups[0]
         touched = self._touched()
         if touched.parameters:
             torch._foreach_add_(touched.state[STEP], 1.0)
-            self._update(touched, self.param_groups[0])
+            self._update(touched, group)
+        for bank in self.banks.values():
+            if bank.gradient is not None and _is_small(bank):
+                self._update_small(bank, bank.gradient, group)
         return loss
 
     @abstractmethod
     def _update(self, touched: Touched, group: dict[str, Any]) -> None:
         """Change parameters and state; step counts are already increased."""
 
+    @abstractmethod
+    def _direction(self, table: Table, group: dict[str, Any]) -> Tensor:
+        """Change the state of gathered rows, step counts already increased; returns the update u, (n, numbers)."""
+
     def _apply(self, touched: Touched, updates: list[Tensor], group: dict[str, Any]) -> None:
         """w ← w (1 − lr · weight_decay) − lr · r · u; ``updates`` may be overwritten."""
-        lr = float(group["lr"])
         if group["larc"] == "none":
-            scales = [-lr] * len(updates)
+            scales = [-float(group["lr"])] * len(updates)
         else:
             measured = updates if group["larc"] == "update" else touched.gradients
-            weights = torch.stack(torch._foreach_norm(touched.parameters)).double()
-            norms = torch.stack(torch._foreach_norm(measured)).double()
-            limit = group["trust"] * weights / (norms + _EPS)
-            limit = torch.where((weights == 0.0) | (norms == 0.0), lr, limit)
-            scales = limit.clamp_max(lr).neg().tolist()
+            weights = torch.stack(torch._foreach_norm(touched.parameters))
+            scales = _rates(weights, torch.stack(torch._foreach_norm(measured)), group).neg().tolist()
         if group["weight_decay"]:
-            torch._foreach_mul_(touched.parameters, 1.0 - lr * group["weight_decay"])
+            torch._foreach_mul_(touched.parameters, 1.0 - group["lr"] * group["weight_decay"])
         torch._foreach_mul_(updates, scales)
         torch._foreach_add_(touched.parameters, updates)
+
+    def _update_small(self, bank: Bank, gradient: RowGrad, group: dict[str, Any]) -> None:
+        """The same step for rows so small that a tensor operation each would cost more than the arithmetic."""
+        ids, pages = gradient.ids, bank.pages
+        number = torch.div(ids, bank.capacity, rounding_mode="floor")
+        for page in torch.unique(number).tolist():
+            here = torch.nonzero(number == page)[:, 0].to(gradient.rows.device)
+            places = (ids - page * bank.capacity).to(here.device)[here]
+            state = self._state_of(pages[page], bank.capacity)
+            whole = {"parameters": pages[page], **state}
+            flat = {name: tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for name, tensor in whole.items()}
+            rows = {name: tensor.index_select(0, places) for name, tensor in flat.items()}
+            weights = rows.pop("parameters")
+            rows[STEP] += 1.0
+            table = Table(weights, gradient.rows.index_select(0, here).flatten(1), rows)
+            update = self._direction(table, group)
+            lr: Any = group["lr"]
+            if group["larc"] != "none":
+                measured = update if group["larc"] == "update" else table.gradients
+                lr = _rates(weights.norm(dim=1, keepdim=True), measured.norm(dim=1, keepdim=True), group)
+            if group["weight_decay"]:
+                weights.mul_(1.0 - group["lr"] * group["weight_decay"])
+            weights.sub_(update.mul_(lr))
+            for name, tensor in {"parameters": weights, **rows}.items():
+                flat[name].index_copy_(0, places, tensor)
 
     # --- what a step touches ----------------------------------------------------------------------------------
 
@@ -139,7 +178,7 @@ class RowOptimizer(Optimizer):
                 for name, tensors in touched.state.items():
                     tensors.append(state[name])
         for bank in self.banks.values():
-            if bank.gradient is None:
+            if bank.gradient is None or _is_small(bank):
                 continue
             touched.gradients.extend(bank.gradient.rows.unbind(0))
             pages = bank.pages
@@ -193,6 +232,16 @@ class RowOptimizer(Optimizer):
                 count = len(piece[STEP])
                 state = self._state_of(page, bank.capacity)
                 _copy({key: value[:count] for key, value in state.items()}, piece, name)
+
+
+def _is_small(bank: Bank) -> bool:
+    return math.prod(bank.shape) <= _SMALL
+
+
+def _rates(weights: Tensor, measured: Tensor, group: dict[str, Any]) -> Tensor:
+    """lr · r of each layer from the norms of its weights and of what LARC measures."""
+    limit = group["trust"] * weights / (measured + _EPS)
+    return torch.where((weights == 0.0) | (measured == 0.0), math.inf, limit).clamp_max(float(group["lr"]))
 
 
 def _copy(target: Mapping[str, Tensor], source: Mapping[str, Tensor], name: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from etalumis.optim.rows import RowOptimizer, Touched
+from etalumis.optim.rows import RowOptimizer, Table, Touched
 
 
 class RowSGD(RowOptimizer):
@@ -41,3 +41,8 @@ class RowSGD(RowOptimizer):
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, touched.gradients)
         self._apply(touched, [buffer.clone() for buffer in buffers], group)
+
+    def _direction(self, table: Table, group: dict[str, Any]) -> Tensor:
+        buffer = table.state["momentum_buffer"]
+        buffer.mul_(group["momentum"]).add_(table.gradients)
+        return buffer.clone()
