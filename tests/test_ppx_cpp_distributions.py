@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpp_programs import compiled
 
+from cpp_programs import compiled
 from etalumis.distributions import BY_CODE, Distribution, Stream
 
 SOURCE = Path(__file__).parent / "cpp" / "golden.cpp"

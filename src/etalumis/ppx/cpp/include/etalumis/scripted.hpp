@@ -1,0 +1,362 @@
+// Scripted runs: many executions for one request of the engine, answered from the request's values, from the prior by
+// the counter stream, and only where the request says so by the engine.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "etalumis/columns.hpp"
+#include "etalumis/execution.hpp"
+#include "etalumis/hash_index.hpp"
+#include "etalumis/messages.hpp"
+
+namespace etalumis {
+
+/// The executions of one connection's scripted requests. Numbers of addresses and names live as long as it does.
+class Scripted final : public Execution {
+  public:
+    /// Without a channel there is no engine to ask: a request's control set is then ignored.
+    explicit Scripted(AddressBook& book, Channel* channel = nullptr, wire::Writer* out = nullptr)
+        : Execution(book), channel_(channel), out_(out) {}
+
+    /// Takes a request. Throws ProtocolError where it names an address that nobody has sent.
+    void begin(Request request) {
+        request_ = std::move(request);
+        columns_.clear();
+        abandoned_ = false;
+        end_ = End::finished;
+        ++batch_;
+        for (const std::string& text : request_.new_addresses) {
+            const std::uint32_t base = book_.id(text);
+            if (wire_of(base) != none) continue;
+            wire_of(base) = static_cast<std::uint32_t>(bases_.size());
+            bases_.push_back(base);
+        }
+        resolve(request_.script, script_);
+        resolve(request_.control_sites, control_);
+        given_.clear();
+        for (std::uint32_t i = 0; i < request_.observe.size(); ++i) {
+            const std::uint32_t name = name_id(request_.observe[i].name);
+            if (given_.size() <= name) given_.resize(name + 1);
+            given_[name].push_back(i);
+        }
+        stop_ = request_.stop_at.empty() ? none : book_.id(request_.stop_at);
+    }
+    void start(std::uint64_t index) {
+        Execution::start();
+        ++execution_;
+        key_ = {request_.seed, index};
+        draws_ = observes_ = tags_ = next_script_ = 0;
+        log_likelihood_ = 0.0;
+        end_ = End::finished;
+        met_.assign(given_.size(), 0);
+        if (request_.max_seconds > 0.0) started_ = Clock::now();
+    }
+    /// Ends the execution that has been started; `result` is null where the model returned nothing.
+    void finish(const View* result) {
+        columns_.draws.lengths.push_back(draws_);
+        columns_.observes.lengths.push_back(observes_);
+        columns_.tags.lengths.push_back(tags_);
+        columns_.results.lengths.push_back(result == nullptr ? 0 : 1);
+        if (result != nullptr) columns_.results.add(*result);
+        columns_.log_likelihood.push_back(end_ == End::rejected ? -detail::infinity : log_likelihood_);
+        columns_.ended.push_back(static_cast<std::uint8_t>(end_));
+    }
+    /// The execution can't go on, and neither can the batch.
+    bool fail(const std::string& why) {
+        if (end_ == End::finished) {
+            end_ = End::failed;
+            columns_.error = why;
+        }
+        return false;
+    }
+    /// The engine answered with something unexpected: the whole request is void.
+    bool abandoned() const { return abandoned_; }
+    bool failed() const { return end_ == End::failed; }
+
+    const Request& request() const { return request_; }
+    const Columns& columns() const { return columns_; }
+    /// The columns have reached the engine, and with them the new addresses and names.
+    void sent() {
+        columns_.new_addresses.clear();
+        columns_.new_names.clear();
+    }
+    /// The columns will never reach the engine: addresses numbered meanwhile lose their numbers. (Names keep theirs and
+    /// go out with the next columns: only we number them.)
+    void discard() {
+        for (; !columns_.new_addresses.empty(); columns_.new_addresses.pop_back(), bases_.pop_back()) {
+            wires_[bases_.back()] = none;
+        }
+    }
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    static constexpr std::uint32_t none = detail::HashIndex::none;
+
+    /// A statement in the code: base address, family, and which kind of statement.
+    struct Site {
+        std::uint64_t key;
+        std::uint64_t execution = 0;  // of which `count` is the count
+        std::uint32_t count = 0;
+        std::uint64_t batch = 0;  // in which `row` is a row
+        std::uint32_t row = none;
+    };
+    enum : std::uint64_t { sample_site, observe_site, tag_site };
+
+    bool on_sample(const Distribution& distribution, const Label& label, bool control, double* value) override {
+        const std::uint32_t address = base(label);
+        Site& site = site_at(address, sample_site, distribution.code());
+        const std::uint32_t instance = next_instance(site);
+        if (address == stop_ && instance == request_.stop_instance) return end(End::stopped);
+        if (request_.max_draws > 0 && draws_ >= request_.max_draws) return end(End::exhausted);
+        if (request_.max_seconds > 0.0 && seconds() > request_.max_seconds) return end(End::exhausted);
+        const std::uint32_t name = name_id(label.name);
+        const std::size_t size = distribution.size();
+        const bool conditioned = is_given(name);
+        if (conditioned) {
+            const double* forced = next_given(name, size);
+            if (forced == nullptr) return false;
+            std::copy(forced, forced + size, value);
+        } else if (const Request::Site* scripted = scripted_at(address, distribution.code(), instance, size)) {
+            const double* replayed = &request_.script_values[scripted->first];
+            std::copy(replayed, replayed + size, value);
+        } else if (asks(address, distribution, instance, control)) {
+            const wire::Place place{instance, draws_};
+            if (!ask(address, label.name, distribution, control, place, value)) return false;
+        } else {
+            distribution.draw(Statement(key_, Kind::sample, draws_), value);
+        }
+        const double log_prob = distribution.log_prob(value);
+        record(columns_.draws, address, site, instance, name, distribution, conditioned ? 0.0 : log_prob);
+        columns_.draws.add_value(value, size);
+        columns_.control.push_back(control && !conditioned ? 1 : 0);
+        columns_.conditioned.push_back(conditioned ? 1 : 0);
+        ++draws_;
+        if (conditioned) log_likelihood_ += log_prob;
+        return scored(log_prob, address, distribution);
+    }
+
+    bool on_observe(const Distribution& distribution, const Label& label, const View* value) override {
+        const std::uint32_t address = base(label);
+        Site& site = site_at(address, observe_site, distribution.code());
+        const std::uint32_t instance = next_instance(site);
+        const std::uint32_t name = name_id(label.name);
+        const std::size_t size = distribution.size();
+        const double* numbers = nullptr;
+        if (value != nullptr) {
+            if (is_given(name)) {
+                return fail("the simulator supplies the value of observe '" + std::string(label.name) +
+                            "' itself, so the engine's is refused");
+            }
+            if (value->size != size) return fail("observe got a value of another size than its distribution has");
+            numbers = value->data;
+        } else if (is_given(name)) {
+            numbers = next_given(name, size);
+            if (numbers == nullptr) return false;
+        }
+        const bool observed = numbers != nullptr;
+        const double log_prob = observed ? distribution.log_prob(numbers) : 0.0;
+        if (!observed && request_.draw_observations) {
+            drawn_.resize(size);
+            distribution.draw(Statement(key_, Kind::observe, observes_), drawn_.data());
+            numbers = drawn_.data();
+        }
+        record(columns_.observes, address, site, instance, name, distribution, log_prob);
+        columns_.observes.add_value(numbers, numbers == nullptr ? 0 : size);
+        columns_.observed.push_back(observed ? 1 : 0);
+        ++observes_;
+        log_likelihood_ += log_prob;
+        return scored(log_prob, address, distribution);
+    }
+
+    bool on_tag(const View& value, const Label& label) override {
+        const std::uint32_t address = base(label);
+        Site& site = site_at(address, tag_site, 0);
+        ValueColumns& tags = columns_.tags;
+        tags.address.push_back(wire_number(address));
+        tags.instance.push_back(next_instance(site));
+        tags.name.push_back(name_id(label.name));
+        tags.add(value);
+        ++tags_;
+        return true;
+    }
+
+    void record(StatementColumns& columns, std::uint32_t address, Site& site, std::uint32_t instance,
+                std::uint32_t name, const Distribution& distribution, double log_prob) {
+        if (site.batch != batch_) site.row = none;
+        site.batch = batch_;
+        site.row = columns_.distributions.row(distribution, site.row);
+        columns.address.push_back(wire_number(address));
+        columns.instance.push_back(instance);
+        columns.name.push_back(name);
+        columns.distribution.push_back(site.row);
+        columns.log_prob.push_back(log_prob);
+    }
+    bool scored(double log_prob, std::uint32_t address, const Distribution& distribution) {
+        if (log_prob != log_prob) {
+            return fail(std::string("log density is not a number at address ") + book_[address] + " (" +
+                        distribution.family() + "); look for a NaN among the parameters or the data there");
+        }
+        return log_prob == -detail::infinity && request_.reject_zero ? end(End::rejected) : true;
+    }
+    bool end(End how) {
+        end_ = how;
+        return false;
+    }
+    double seconds() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
+
+    // --- interning ---------------------------------------------------------------------------------------------------
+
+    Site& site_at(std::uint32_t address, std::uint64_t kind, std::uint64_t family) {
+        const std::uint64_t key = address | kind << 40 | family << 32;
+        if (last_site_.size() <= address) last_site_.resize(address + 1, none);
+        std::uint32_t& last = last_site_[address];  // most addresses belong to one statement
+        if (last != none && sites_[last].key == key) return sites_[last];
+        const std::uint64_t hash = detail::mix(key, 1);
+        last = site_index_.find(hash, [&](std::uint32_t i) { return sites_[i].key == key; });
+        if (last == none) {
+            last = static_cast<std::uint32_t>(sites_.size());
+            site_index_.insert(hash, last);
+            sites_.push_back({key});
+        }
+        return sites_[last];
+    }
+    std::uint32_t next_instance(Site& site) {
+        if (site.execution != execution_) site.count = 0;
+        site.execution = execution_;
+        return ++site.count;
+    }
+    std::uint32_t& wire_of(std::uint32_t base) {
+        if (wires_.size() <= base) wires_.resize(base + 1, none);
+        return wires_[base];
+    }
+    std::uint32_t wire_number(std::uint32_t base) {
+        std::uint32_t& number = wire_of(base);
+        if (number == none) {
+            number = static_cast<std::uint32_t>(bases_.size());
+            bases_.push_back(base);
+            columns_.new_addresses.push_back(book_[base]);
+        }
+        return number;
+    }
+    std::uint32_t name_id(std::string_view name) {
+        const std::uint64_t hash = detail::hash_text(name);
+        const std::uint32_t known = name_index_.find(hash, [&](std::uint32_t i) { return names_[i] == name; });
+        if (known != none) return known;
+        const auto made = static_cast<std::uint32_t>(names_.size());
+        name_index_.insert(hash, made);
+        names_.emplace_back(name);
+        columns_.new_names.emplace_back(name);
+        return made;
+    }
+
+    // --- values that the engine gave ---------------------------------------------------------------------------------
+
+    struct SiteTable {
+        detail::HashIndex index;
+        std::vector<Request::Site> sites;  // with our own number of the base address
+    };
+    static std::uint64_t hash_of(std::uint32_t base, std::uint8_t family, std::uint32_t instance) {
+        return detail::mix(detail::mix(base, family), instance);
+    }
+    void resolve(const std::vector<Request::Site>& sites, SiteTable& table) {
+        table.index.clear();
+        table.sites = sites;
+        for (std::uint32_t i = 0; i < sites.size(); ++i) {
+            Request::Site& site = table.sites[i];
+            if (site.address >= bases_.size()) throw ProtocolError("a request names an unknown address");
+            site.address = bases_[site.address];
+            table.index.insert(hash_of(site.address, site.family, site.instance), i);
+        }
+    }
+    static bool matches(const Request::Site& site, std::uint32_t base, std::uint8_t family, std::uint32_t instance) {
+        return site.address == base && site.family == family && site.instance == instance;
+    }
+    static std::uint32_t find(const SiteTable& table, std::uint32_t base, std::uint8_t family, std::uint32_t instance) {
+        return table.index.find(hash_of(base, family, instance),
+                                [&](std::uint32_t i) { return matches(table.sites[i], base, family, instance); });
+    }
+    const Request::Site* scripted_at(std::uint32_t base, std::uint8_t family, std::uint32_t instance,
+                                     std::size_t size) {
+        const std::vector<Request::Site>& sites = script_.sites;
+        if (sites.empty()) return nullptr;
+        std::uint32_t at = next_script_;  // a replayed trace comes in its own order
+        if (at >= sites.size() || !matches(sites[at], base, family, instance))
+            at = find(script_, base, family, instance);
+        if (at == none) return nullptr;
+        next_script_ = at + 1;
+        return sites[at].size == size ? &sites[at] : nullptr;
+    }
+    bool is_given(std::uint32_t name) const { return name < given_.size() && !given_[name].empty(); }
+    std::string quoted(std::uint32_t name) const { return "observe['" + names_[name] + "']"; }
+    /// The value for this meeting of the name, or null after `fail`.
+    const double* next_given(std::uint32_t name, std::size_t size) {
+        const std::uint32_t meeting = met_[name]++;
+        const std::vector<std::uint32_t>& values = given_[name];
+        if (meeting >= values.size()) {
+            fail(quoted(name) + " has " + std::to_string(values.size()) + " value(s), but one execution met the name " +
+                 std::to_string(meeting + 1) + " times; give a list with a value for each meeting");
+            return nullptr;
+        }
+        const Request::Given& given = request_.observe[values[meeting]];
+        if (given.size != size) {
+            fail(quoted(name) + " has " + std::to_string(given.size) + " numbers; the model observes " +
+                 std::to_string(size));
+            return nullptr;
+        }
+        return &request_.observe_values[given.first];
+    }
+
+    // --- draws that come back to the engine --------------------------------------------------------------------------
+
+    bool asks(std::uint32_t base, const Distribution& distribution, std::uint32_t instance, bool control) const {
+        if (channel_ == nullptr || request_.control == Request::Control::none) return false;
+        if (!control || !distribution.shape().empty()) return false;
+        if (request_.control == Request::Control::all) return true;
+        return find(control_, base, distribution.code(), instance) != none;
+    }
+    bool ask(std::uint32_t address, std::string_view name, const Distribution& distribution, bool control,
+             const wire::Place& place, double* value) {
+        try {
+            wire::write_sample(*out_, book_[address], name, distribution, control, &place);
+            const wire::Table answer = channel_->exchange(*out_);
+            if (wire::kind(answer) == Body::sample_result) {
+                const std::vector<double> drawn = wire::read_sample_result(answer, distribution.size());
+                std::copy(drawn.begin(), drawn.end(), value);
+                return true;
+            }
+        } catch (const ProtocolError&) {  // as any other unexpected message
+        }
+        abandoned_ = true;
+        return false;
+    }
+
+    Channel* channel_;
+    wire::Writer* out_;
+    Request request_;
+    Columns columns_;
+    StreamKey key_;
+    Clock::time_point started_;
+    std::uint64_t execution_ = 0, batch_ = 0;
+    std::uint32_t draws_ = 0, observes_ = 0, tags_ = 0, next_script_ = 0, stop_ = none;
+    double log_likelihood_ = 0.0;
+    End end_ = End::finished;
+    bool abandoned_ = false;
+
+    detail::HashIndex site_index_, name_index_;
+    std::vector<Site> sites_;
+    std::vector<std::uint32_t> last_site_;           // by base address
+    std::vector<std::uint32_t> wires_, bases_;       // number on the connection by base address, and back
+    std::vector<std::string> names_;                 // numbered as on the connection
+    std::vector<std::vector<std::uint32_t>> given_;  // by name: rows of the request's values
+    std::vector<std::uint32_t> met_;                 // by name: meetings in this execution
+    SiteTable script_, control_;
+    std::vector<double> drawn_;
+};
+
+}  // namespace etalumis
