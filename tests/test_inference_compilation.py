@@ -126,7 +126,7 @@ def test_uncontrolled_conditioned_and_factor() -> None:
 
 def test_rejection_loop() -> None:
     post = et.posterior(
-        et.Model(loop), LOOP, et.IC(ByHand({"m": lambda prior: Uniform(0.0, 1.0)})), num_traces=10_000, seed=5
+        et.Model(loop), LOOP, et.IC(ByHand({"m": lambda prior: Uniform(0.0, 1.0)})), num_traces=5_000, seed=5
     )
     assert abs(z_weighted(post, post.values("m"), loop_exact())) < TOLERANCE
 
@@ -169,9 +169,9 @@ def test_a_network_from_its_checkpoint(tmp_path: Path) -> None:
     network = InferenceNetwork.for_batch({"core": {"kind": "lstm", "hidden": 16}}, batch, simulator="gaussian")
     checkpoint.save(tmp_path / "network.pt", network)
     observe = {"obs0": 2.0, "obs1": 3.0}
-    post = et.posterior(et.Model(gaussian), observe, et.IC(tmp_path / "network.pt"), num_traces=3000, seed=9)
+    post = et.posterior(et.Model(gaussian), observe, et.IC(tmp_path / "network.pt"), num_traces=1500, seed=9)
     assert np.abs(z_scores(post, "mu", *gaussian_posterior(2.0, 3.0))).max() < TOLERANCE
     assert abs(evidence_z(post, gaussian_log_evidence(2.0, 3.0))) < TOLERANCE
-    assert post.info["proposed_draws"] == 3000
+    assert post.info["proposed_draws"] == 1500
     with pytest.raises(CheckpointError, match="branching"):
         et.posterior(et.Model(branching), {"obs0": 6}, et.IC(tmp_path / "network.pt"), num_traces=10)

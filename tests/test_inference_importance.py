@@ -50,7 +50,7 @@ def evidence_z(post: et.Posterior, truth: float) -> float:
 
 @pytest.mark.parametrize("model", [gaussian, marsaglia])
 def test_prior_as_proposal(model: Callable[[], float]) -> None:
-    post = et.posterior(et.Model(model), OBSERVED, num_traces=20_000, seed=5)
+    post = et.posterior(et.Model(model), OBSERVED, num_traces=10_000, seed=5)
     assert np.abs(z_scores(post, "mu", *gaussian_posterior(8.0, 9.0))).max() < TOLERANCE
     assert abs(evidence_z(post, gaussian_log_evidence(8.0, 9.0))) < TOLERANCE
 
@@ -72,7 +72,7 @@ def test_better_proposals(engine: et.ImportanceSampling) -> None:
 
 
 def test_enumerated_branching() -> None:
-    post = et.posterior(et.Model(branching), {"obs0": 6}, num_traces=10_000, seed=7)
+    post = et.posterior(et.Model(branching), {"obs0": 6}, num_traces=5_000, seed=7)
     assert z_probabilities(post, "r", branching_posterior(6)) < TOLERANCE
     assert abs(evidence_z(post, branching_log_evidence(6))) < TOLERANCE
 
@@ -99,7 +99,7 @@ def test_uncontrolled_conditioned_and_factor(
 
 
 def test_rejection_loop() -> None:
-    post = et.posterior(et.Model(loop), LOOP, num_traces=20_000, seed=10)
+    post = et.posterior(et.Model(loop), LOOP, num_traces=8_000, seed=10)
     assert abs(z_weighted(post, post.values("m"), loop_exact())) < TOLERANCE
 
 
@@ -172,15 +172,15 @@ def test_models_that_cannot_be_sent_to_workers() -> None:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("gaussian")
-    simulate(partial(et.Model, gaussian), folder, 20_000, model="gaussian", seed=11, workers=0, chunk_size=1000)
+    simulate(partial(et.Model, gaussian), folder, 8_000, model="gaussian", seed=11, workers=0, chunk_size=1000)
     return Dataset(folder)
 
 
 def test_dataset_gives_the_weights_of_the_simulator(dataset: Dataset) -> None:
     model = et.Model(gaussian)
-    live = et.posterior(model, OBSERVED, num_traces=20_000, seed=11)
+    live = et.posterior(model, OBSERVED, num_traces=8_000, seed=11)
     post = et.posterior(model, OBSERVED, et.ImportanceSampling(dataset=dataset))
-    assert len(post) + post.num_dropped == 20_000
+    assert len(post) + post.num_dropped == 8_000
     # Stored likelihood parameters have single precision.
     assert post.log_weights == pytest.approx(live.log_weights[post.traces.index], rel=1e-4)
     assert post.log_evidence == pytest.approx(live.log_evidence, rel=1e-5)

@@ -178,7 +178,7 @@ def test_weighted_samples_have_no_rhat(weighted: et.Posterior) -> None:
 
 def test_mcse_is_the_spread_of_estimates() -> None:
     model = et.Model(gaussian)
-    runs = [et.posterior(model, {"obs0": 2.0, "obs1": 3.0}, num_traces=400, seed=s) for s in range(60)]
+    runs = [et.posterior(model, {"obs0": 2.0, "obs1": 3.0}, num_traces=400, seed=s) for s in range(40)]
     spread = np.std([run.mean("mu") for run in runs], ddof=1)
     assert np.mean([run.mcse("mu") for run in runs]) == pytest.approx(spread, rel=0.3)
 
