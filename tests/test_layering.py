@@ -161,7 +161,6 @@ def test_import_etalumis_pulls_nothing_heavy_and_is_quick() -> None:
     assert min(costs) < 0.35, f"import etalumis costs {min(costs):.2f} s"
 
 
-@pytest.mark.skipif("inference" not in rooms(), reason="no inference room")
 def test_inference_needs_no_lightning_hydra_zmq_or_matplotlib() -> None:
     missing = "pytorch_lightning lightning hydra omegaconf zmq matplotlib arviz".split()
     program = (
@@ -176,7 +175,7 @@ def test_modules_import_in_any_order() -> None:
     """A cycle of imports works in one order and fails in another: try several, from a clean slate each."""
     program = """
 import importlib, random, sys
-for seed in range(5):
+for seed in range(3):
     order = sorted(sys.argv[1:])
     random.Random(seed).shuffle(order)
     for name in [name for name in sys.modules if name.split(".")[0] == "etalumis"]:
