@@ -86,7 +86,8 @@ def test_help_shows_the_settings_of_a_choice() -> None:
 def test_every_choice_says_what_it_is(group: str) -> None:
     assert choices(group)
     for name in choices(group):
-        shown = verb_help("train" if group not in ("simulator", "engine") else "infer")
+        verb = {"simulator": "infer", "engine": "infer", "demo": "demo"}.get(group, "train")
+        shown = verb_help(verb)
         assert re.search(rf"^  {name} +\S", shown, re.M), f"{group}/{name}.yaml needs a comment on top"
 
 
@@ -258,9 +259,11 @@ def test_tracebacks_on_request(how: str, capsys: pytest.CaptureFixture[str], mon
     if how == "variable":
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     else:
-        words.append("debug=true")
+        words = [*words, "debug=true"]
     assert cli.main(words) == 1
-    assert "Traceback" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "nowhere" in said
 
 
 def test_bugs_are_not_hidden(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

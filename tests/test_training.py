@@ -123,7 +123,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = train(
-            data / "gaussian", output, "trainer.max_epochs=15", "optimizer.lr=1e-2", "logger=tensorboard",
+            data / "gaussian", output, "trainer.max_epochs=8", "optimizer.lr=1e-2", "logger=tensorboard",
             "trainer.log_every_n_steps=5",
         )  # fmt: skip
     return output, module

@@ -26,6 +26,7 @@ VERBS = {
     "demo": "all of it: simulate, train, infer by several engines, report",
 }
 _HELP = {"-h", "--help"}
+_TRACEBACK = "debug=true"
 _OURS = ("etalumis", "__main__")
 _FOR_USERS = (ValueError, RuntimeError, ArithmeticError, ImportError, OSError, TypeError)
 
@@ -91,6 +92,8 @@ def split_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     overrides: list[str] = []
     rest = iter(words)
     for word in rest:
+        if word == _TRACEBACK:
+            continue  # read by wants_traceback; a group has the same name in `train`
         if not word.startswith("-"):
             overrides.append(word)
         elif word == "--cfg":
@@ -192,7 +195,7 @@ def use_threads(threads: int | None) -> None:
 
 def wants_traceback(words: Sequence[str]) -> bool:
     """Whether the user asked to see where an error came from."""
-    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or "debug=true" in words
+    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or _TRACEBACK in words
 
 
 def is_for_users(error: Exception) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from etalumis.conf.compose import PACKAGE, compose
 
 _SETTING = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?: (?P<value>[^#]*?))?\s*(?:# (?P<comment>.*))?$")
-_GROUP = re.compile(r"^  - (?:override )?/?(?P<group>\w+)(?:@\w+)?: (?P<choice>\w+)(?: # (?P<comment>.*))?$")
+_GROUP = re.compile(r"^  - (?:override )?/?(?P<group>\w+)(?:@\w+)?: (?P<choice>[^ #]+)(?: # (?P<comment>.*))?$")
 _EXAMPLES = "examples:"
 _WIDEST = 40
 
@@ -37,8 +37,12 @@ def verb_help(verb: str, overrides: Sequence[str] = ()) -> str:
     groups = [match for line in text.splitlines() if (match := _GROUP.match(line))]
     lines = [f"usage: etalumis {verb} [KEY=VALUE ...]", "", *about]
     lines += ["", "settings (??? must be given):", *table(settings(text))]
+    defaults = {match["group"]: match["choice"] for match in groups}
     for match in groups:
         group, default, comment = match["group"], match["choice"], match["comment"]
+        if default.startswith("${"):  # the same choice as another group's
+            other = default[2:-1]
+            default = chosen.get(other, defaults[other])
         given = chosen.get(group, default)
         lines += ["", f"{group}=CHOICE{f': {comment}' if comment else ''}"]
         for name in choices(group):
