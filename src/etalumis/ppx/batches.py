@@ -44,6 +44,7 @@ class Batches:
         self._done: dict[int, tuple[int, TraceBatch | None]] = {}
         self._errors: list[BaseException] = []
         self._size: dict[Worker, int] = {}
+        self._paused: list[greenlet.greenlet] = []
 
     def run(self, indices: Iterable[int]) -> Iterator[TraceBatch]:
         """Batches in the order of the indices."""
@@ -69,12 +70,17 @@ class Batches:
                             conversations = [greenlet.greenlet(self._work) for _ in self._model.workers]
                             for conversation, worker in zip(conversations, self._model.workers, strict=True):
                                 resume(conversation, worker)
+                        elif self._paused:
+                            resume(self._paused.pop())
                         else:
                             board.turn()
             finally:
                 self._end(conversations)
 
     def _end(self, conversations: list[greenlet.greenlet]) -> None:
+        self._todo.clear()
+        while self._paused:
+            resume(self._paused.pop())
         for conversation, worker in zip(conversations, self._model.workers, strict=False):
             if not conversation.dead:
                 worker.fault(FaultError("the engine left in the middle of a run"))
@@ -95,11 +101,24 @@ class Batches:
                 if worker.scripted and not self._observe.override:
                     self._scripted(worker, connection, span, stream)
                 else:
-                    self._put(span, self._one_by_one(worker, span, stream))
+                    self._interact(worker, span, stream)
                 self._adapt(worker, len(span), time.monotonic() - started)
         except Exception as error:
             worker.fault(FaultError("the engine left in the middle of a run"))
             self._errors.append(error)
+
+    def _interact(self, worker: Worker, span: range, stream: Stream) -> None:
+        """Interactive executions; where there is one simulator only, waiting for it needs no switchboard."""
+        if len(self._model.workers) > 1:
+            self._put(span, self._one_by_one(worker, span, stream))
+            return
+        worker.switchboard = None
+        self._put(span, self._one_by_one(worker, span, stream))
+        worker.switchboard = self._model.switchboard
+        current = greenlet.getcurrent()
+        assert current.parent is not None
+        self._paused.append(current)
+        current.parent.switch()
 
     def _ready(self, worker: Worker, span: range) -> Connection:
         try:
