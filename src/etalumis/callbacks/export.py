@@ -26,8 +26,9 @@ class Export(Callback):
         if not trainer.is_global_zero:
             return
         network, extra = _best(trainer)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(self.path, network or module.network, extra=extra)
+        last = module.network
+        assert isinstance(last, InferenceNetwork)
+        checkpoint.save(self.path, network or last, extra=extra)
 
 
 def _best(trainer: Trainer) -> tuple[InferenceNetwork | None, dict[str, Any]]:

@@ -46,7 +46,8 @@ class Throughput(Callback):
         self.seconds += now - self._ended
         self.waited += self._started - self._ended
         self._ended = now
-        if (number + 1) % trainer.log_every_n_steps == 0:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of its connectors
+        if (number + 1) % every == 0:
             traces, seconds, waited = self._since
             self._since = (self.traces, self.seconds, self.waited)
             past = self.seconds - seconds

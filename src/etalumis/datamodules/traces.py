@@ -95,7 +95,7 @@ class TracesDataModule(LightningDataModule):
             raise DatasetError(f"{train} leaves no traces to train with: lower valid_fraction, or simulate more")
 
     @property
-    def name(self) -> str:
+    def model(self) -> str:
         """The model's name."""
         return self.train_data.name
 
@@ -135,7 +135,7 @@ class TracesDataModule(LightningDataModule):
             persistent_workers=self.workers > 0,
             prefetch_factor=4 if self.workers else None,
             multiprocessing_context=self._context,
-            collate_fn=Parcel.wrap if self.workers else None,
+            collate_fn=Parcel.wrap if self.workers else None,  # type: ignore[arg-type]  # gets no lists here
         )
 
 

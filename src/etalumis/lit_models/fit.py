@@ -65,7 +65,7 @@ def summary(module: LitInferenceNetwork) -> str:
     """What came out of a training, in a few lines."""
     trainer = module.trainer
     lines = []
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by one of its connectors
         if isinstance(callback, Export):
             lines.append(
                 f"{callback.path}: {len(module.network.layout):,} addresses, trained {trainer.global_step:,} steps"
@@ -81,7 +81,7 @@ def summary(module: LitInferenceNetwork) -> str:
 def make_network(settings: Mapping[str, Any], data: TracesDataModule) -> InferenceNetwork:
     """A network with rows for every address of the data."""
     batches = data.batches()
-    network = InferenceNetwork.for_batch(dict(settings), next(batches), simulator=data.name)
+    network = InferenceNetwork.for_batch(dict(settings), next(batches), simulator=data.model)
     for batch in batches:
         network.grow(batch)
     return network

@@ -48,7 +48,7 @@ class LitInferenceNetwork(LightningModule):
     def training_step(self, batch: TrainingBatch, number: int) -> Tensor:
         loss, _ = self.network.loss(batch)
         self.log(TRAIN_LOSS, loss.detach(), batch_size=batch.num_traces, prog_bar=True)
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"], batch_size=1)
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
         return loss
 
     def validation_step(self, batch: TrainingBatch, number: int) -> None:
