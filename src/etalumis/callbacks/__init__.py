@@ -1,7 +1,7 @@
 """Lightning callbacks."""
 
 from etalumis.callbacks.export import Export
-from etalumis.callbacks.lines import Lines
+from etalumis.callbacks.progress import Progress
 from etalumis.callbacks.throughput import Throughput
 
-__all__ = ["Export", "Lines", "Throughput"]
+__all__ = ["Export", "Progress", "Throughput"]

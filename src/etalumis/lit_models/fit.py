@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +50,7 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
             **config["trainer"],
             "callbacks": [build(c) for c in callbacks_of(config["callbacks"] or {}, data.valid_order.traces > 0)],
             "logger": build_optional(config["logger"]) or False,
-            "enable_progress_bar": sys.stderr.isatty(),
+            "enable_progress_bar": False,  # callbacks.progress shows the whole training
         }
     )
     with warnings.catch_warnings():
