@@ -122,8 +122,7 @@ def raw(address: str, answer: str) -> None:
 
 
 MODELS = {
-    f.__name__: f
-    for f in (gaussian, marsaglia, branching, zoo, three_hundred, crashing, hanging, raising, flaky, slow)
+    f.__name__: f for f in (gaussian, marsaglia, branching, zoo, three_hundred, crashing, hanging, raising, flaky, slow)
 }
 MODELS |= {"hidden_markov": HiddenMarkov(steps=6), "captcha": MiniCaptcha()}
 RAW = ("garbage", "reset", "confused", "good")

@@ -131,15 +131,19 @@ class Batches:
         try:
             answer = self._ask(worker, connection, span)
         except FaultError as fault:
-            # Which of them broke it is unknown: ask again for fewer.
-            if len(span) > 1:
-                worker.fault(fault)
+            worker.fault(fault)
+            if self._model.strict:
+                traces = f"trace {span.start}" if len(span) == 1 else f"traces {span.start} to {span.stop - 1}"
+                raise worker.error(f"{fault} (in {traces})") from fault
+            if len(span) > 1:  # which of them broke it is unknown: ask again for fewer
                 middle = span.start + len(span) // 2
                 self._todo.extendleft((range(middle, span.stop), range(span.start, middle)))
                 self._size[worker] = 1
-            else:
+            elif isinstance(fault.__cause__, ProtocolError):
                 self._model.note(worker, span.start, fault)
                 self._put(span, self._one_by_one(worker, span, stream, fault))
+            else:  # statement by statement it shows how far it comes
+                self._put(span, self._one_by_one(worker, span, stream))
             return
         self._observe.used |= answer.used & self._observe.values.keys()
         if answer.failed is None:

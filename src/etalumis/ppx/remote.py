@@ -71,7 +71,9 @@ class RemoteModel:
 
     Attributes:
         addresses: the address book.
-        failures: the last thousand failed executions; ``num_failures`` and ``num_dropped`` count all.
+        failures: the last thousand failed executions; ``num_failures`` counts all.
+        num_dropped: executions that were left out.
+        workers: the simulators; ``restarts`` of each counts how often its process had to be launched again.
     """
 
     suspendable = True
@@ -152,6 +154,11 @@ class RemoteModel:
             worker.ready()
             self._name = worker.peer.model_name or worker.peer.system_name or "simulator"
         return self._name
+
+    @property
+    def strict(self) -> bool:
+        """Whether any failure ends the run."""
+        return self._policy == "raise"
 
     def close(self) -> None:
         """Stop launched simulators and leave running ones alone."""
