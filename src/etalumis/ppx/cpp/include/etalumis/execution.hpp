@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "etalumis/address.hpp"
@@ -61,6 +62,13 @@ class Execution {
     }
     /// The execution has ended; what the model still does is not part of it.
     bool over() const { return over_; }
+    /// The model can't go on, and says why instead of throwing an exception.
+    void give_up(std::string why) {
+        if (over_) return;
+        over_ = true;
+        failure_ = std::move(why);
+    }
+    const std::string& failure() const { return failure_; }
 
   protected:
     // Each returns whether the execution goes on.
@@ -69,7 +77,10 @@ class Execution {
     virtual bool on_tag(const View& value, const Label& label) = 0;
 
     std::uint32_t base(const Label& label) { return label.address.empty() ? book_.id(stack) : book_.id(label.address); }
-    void start() { over_ = false; }
+    void start() {
+        over_ = false;
+        failure_.clear();
+    }
 
     AddressBook& book_;
 
@@ -79,6 +90,7 @@ class Execution {
         if (unwinds) throw EndOfExecution{};
     }
     bool over_ = false;
+    std::string failure_;
     std::uint64_t spare_ = 0;
 };
 

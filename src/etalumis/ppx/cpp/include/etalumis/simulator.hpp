@@ -231,6 +231,7 @@ class Simulator {
         } catch (...) {
             if (!execution.over()) error = "the model threw something that is not a std::exception";
         }
+        if (!execution.failure().empty()) error = execution.failure();
         if (execution.over()) result.reset();
         return result;
     }
