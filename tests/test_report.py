@@ -67,7 +67,7 @@ def test_weighted_moments_and_quantiles_are_those_of_the_weights() -> None:
     assert sample.mean("x") == pytest.approx(1.0)
     assert sample.std("x") == pytest.approx(math.sqrt(0.5 * 1.0 + 0.25 * 0.0 + 0.25 * 4.0))
     assert sample.quantiles("x", np.array([0.4, 0.6, 1.0])).tolist() == [0.0, 1.0, 3.0]
-    assert sample.size == pytest.approx(1.0 / (0.25 + 2 * 0.0625))
+    assert sample.ess == pytest.approx(1.0 / (0.25 + 2 * 0.0625))
 
 
 def test_zero_weights_count_but_do_not_show() -> None:

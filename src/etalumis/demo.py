@@ -11,6 +11,8 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +39,8 @@ from etalumis.storage import Dataset
 
 Config = Mapping[str, Any]
 
-TITLE = "What happened inside the simulator, given one calorimeter image: {simulator}, τ⁻ → {channel}"
+TITLE = "Posterior of a τ decay, given the calorimeter's image of it ({simulator})"
+_CHAINS_TIME = "RMH ran at low priority beside the training; alone on one core it takes {core_seconds:.0f} s.\n"
 _LOWER_PRIORITY = 10
 _MOST_EVENTS = 100_000
 _POLL_S = 0.5
@@ -58,7 +61,7 @@ def run(config: Config) -> Summary:
     """
     started = time.monotonic()
     folder, sizes = Path(config["output"]), config["demo"]
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=100)
     remember(config, folder)
     model = build_model(config["simulator"])
 
@@ -177,9 +180,9 @@ def report(config: Config, model: Simulator, event: Event, console: Console) -> 
     names = {"post_ic": "IC", "post_rmh": "RMH", "post_is": "IS"}
     samples = [Sample.of(Posterior.load(folder / path), label) for path, label in names.items()]
     prior = Sample.of(Posterior.load(folder / "prior"), "prior")
-    title = TITLE.format(simulator=model.name, channel=config["demo"]["event"]["channel"])
-    summary = write_report(samples, folder, event, prior, title=title)
+    summary = write_report(samples, folder, event, prior, title=TITLE.format(simulator=model.name))
     show(summary, console)
+    console.print(_CHAINS_TIME.format(**samples[1].info))
     console.print(verdict_grid(judge(summary)).rich())
     return summary
 
@@ -251,4 +254,6 @@ def _run_chains(done: Synchronized[int], config: Config) -> None:
     kept = settings["chains"] * (settings["steps"] - settings["burn_in"]) // settings["thinning"]
     observe = Event.load(folder / "event.npz").observe
     posterior = engine.run(build_model(config["simulator"]), observe, kept, config["seed"] + 3, tell)
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    posterior.info["core_seconds"] = sum(usage.ru_utime + usage.ru_stime for usage in spent)
     posterior.save(folder / "post_rmh")

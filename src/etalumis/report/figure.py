@@ -74,7 +74,7 @@ def _tau_layout(
     places = [axes[0, 0], axes[0, 1], axes[0, 2], axes[0, 3], axes[1, 0], axes[1, 1]]
     for place, name in zip(places, TAU_MARGINALS, strict=True):
         marginal(place, name, samples, prior, truth.get(name))
-    joint(axes[1, 2], ENERGIES, samples, truth)
+    joint(axes[1, 2], ENERGIES, samples, prior, truth)
     channel = "decay_channel"
     categories(axes[1, 3], channel, samples, prior, truth.get(channel), labels.get(channel, ()))
     return figure
@@ -110,4 +110,6 @@ def _legend(figure: Figure, samples: Sequence[Sample], prior: bool, truth: bool,
         handles.append(Patch(color=PRIOR, label="prior"))
     if truth:
         handles.append(Line2D([], [], color=TRUTH, linestyle=(0, (2, 1.5)), linewidth=1.3, label="true value"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), title=title or None)
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=len(handles), title=title or None, title_fontsize=13
+    )

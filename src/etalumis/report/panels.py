@@ -13,6 +13,7 @@ from etalumis.report.style import LOOKS, PRIOR, TRUTH, axis_label, category_labe
 _RELIABLE = 30.0  # effective draws below which a sample neither sets the axes nor gets a contour
 _CATEGORIES_SHOWN = 8
 _SMALLEST_SHOWN = 0.005
+_CROSS = {"markeredgewidth": 1.8, "clip_on": False, "zorder": 5}
 _JOINT_CELLS = 60
 _JOINT_SMOOTHING = 1.8  # cells
 _JOINT_LEVELS = (0.9, 0.5)  # posterior mass inside the contours
@@ -69,11 +70,17 @@ def categories(
     axes.set_xlabel(f"probability of {axis_label(name)}")
 
 
-def joint(axes: Any, names: tuple[str, str], samples: Sequence[Sample], truth: Mapping[str, float]) -> None:
+def joint(
+    axes: Any,
+    names: tuple[str, str],
+    samples: Sequence[Sample],
+    prior: Sample | None,
+    truth: Mapping[str, float],
+) -> None:
     """Regions that hold 50 % and 90 % of each joint posterior, smoothed, with the true point."""
-    spans = [span(name, samples, None, truth.get(name)) for name in names]
+    spans = [span(name, samples, prior, truth.get(name)) for name in names]
     for sample, look in zip(samples, LOOKS, strict=False):
-        if sample.size < _RELIABLE:
+        if min(map(sample.ess_of, names)) < _RELIABLE:
             continue  # a contour through a handful of points would be a fiction
         x, y, density, levels = _smooth_density(sample, names, spans)
         if look.fill:
@@ -82,7 +89,7 @@ def joint(axes: Any, names: tuple[str, str], samples: Sequence[Sample], truth: M
             x, y, density, levels, colors=[look.colour], linestyles=[look.dash], linewidths=look.width, zorder=3
         )
     if all(name in truth for name in names):
-        axes.plot(truth[names[0]], truth[names[1]], marker="+", markersize=11, markeredgewidth=1.6, color=TRUTH)
+        axes.plot(*(truth[name] for name in names), marker="+", markersize=12, color=TRUTH, **_CROSS)
     axes.set_xlim(*spans[0])
     axes.set_ylim(*spans[1])
     axes.set_xlabel(axis_label(names[0]))
@@ -96,7 +103,7 @@ def mark_truth(axes: Any, value: float) -> None:
 
 def span(name: str, samples: Sequence[Sample], prior: Sample | None, truth: float | None) -> tuple[float, float]:
     """Limits of an axis: the bulk of every posterior and the truth, a margin, never beyond the prior's support."""
-    reliable = [s for s in samples if s.size >= _RELIABLE] or list(samples)
+    reliable = [s for s in samples if s.ess_of(name) >= _RELIABLE] or list(samples)
     ends = np.concatenate([s.quantiles(name, np.array([0.002, 0.998])) for s in reliable])
     if truth is not None:
         ends = np.append(ends, truth)
@@ -110,7 +117,7 @@ def span(name: str, samples: Sequence[Sample], prior: Sample | None, truth: floa
 
 def _histogram(sample: Sample, name: str, low: float, high: float) -> tuple[Array, Array]:
     """Density and edges of a weighted histogram with as many bins as the sample can fill."""
-    bins = int(np.clip(4.0 * sample.size ** (1.0 / 3.0), 8, 50))
+    bins = int(np.clip(3.0 * sample.ess_of(name) ** (1.0 / 3.0), 8, 50))
     counts, edges = np.histogram(sample.values[name], bins, (low, high), weights=sample.weights)
     return counts / np.diff(edges), edges
 
@@ -135,7 +142,7 @@ def _smooth_density(
 
     x, y = (sample.values[name] for name in names)
     counts, x_edges, y_edges = np.histogram2d(x, y, bins=_JOINT_CELLS, range=spans, weights=sample.weights)
-    density = gaussian_filter(counts.T, _JOINT_SMOOTHING, mode="constant")
+    density = gaussian_filter(counts.T, _JOINT_SMOOTHING, mode="reflect")  # nothing leaks over the edge of the support
     ranked = np.sort(density, axis=None)[::-1]
     enclosed = np.cumsum(ranked) / ranked.sum()
     levels = ranked[np.searchsorted(enclosed, _JOINT_LEVELS)]

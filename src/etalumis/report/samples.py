@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,9 +59,16 @@ class Sample:
         return diagnostics.normalise(self.log_weights)
 
     @cached_property
-    def size(self) -> float:
-        """How many independent draws it is worth: the weights' ESS; for chains the number of draws, an upper bound."""
+    def ess(self) -> float:
+        """Effective sample size of the weights; for chains, which have none, the number of draws."""
         return diagnostics.ess_weights(self.log_weights)
+
+    def ess_of(self, name: str) -> float:
+        """How many independent draws of a variable it is worth: the weights' ESS, or bulk ESS over the chains."""
+        if self.chain is None:
+            return self.ess
+        ess = diagnostics.ess_bulk(self.chains(name))
+        return self.ess if math.isnan(ess) else ess  # all draws are equal
 
     def is_discrete(self, name: str) -> bool:
         return bool(np.issubdtype(self.values[name].dtype, np.integer))

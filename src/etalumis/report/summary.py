@@ -95,7 +95,7 @@ def summarise(samples: Sequence[Sample], variables: Sequence[str], prior: Sample
 
 def quality(sample: Sample, variables: Iterable[str]) -> Quality:
     """How far a posterior can be trusted, over these variables."""
-    ess, tail, rhat, worst = sample.size, None, None, None
+    ess, tail, rhat, worst = sample.ess, None, None, None
     if sample.chain is None:
         tail = _finite(pareto_k(sample.log_weights, len(sample) + sample.num_dropped))
     else:

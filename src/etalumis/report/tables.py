@@ -28,7 +28,7 @@ class Grid:
         """For the terminal."""
         table = Table(title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         for place, head in enumerate(self.heads):
-            table.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
+            table.add_column(head, justify="left" if place == 0 else "right")
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -85,9 +85,9 @@ def as_json(summary: Summary, **more: Any) -> str:
 
 
 def _quality_row(quality: Quality) -> tuple[str, ...]:
-    rhat = _DASH if quality.rhat is None else f"{quality.rhat:.3f} ({quality.worst})"
+    rhat = _DASH if quality.rhat is None else f"{quality.rhat:.3f}"
     if quality.worst is not None and quality.rhat is None:
-        rhat = f"∞ ({quality.worst})"
+        rhat = "∞"
     return (
         quality.label,
         _count(quality.ess),
