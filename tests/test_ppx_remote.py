@@ -489,7 +489,7 @@ def test_settings_are_checked() -> None:
         {},
         {"address": "ipc:///a", "command": ["sim", "{address}"]},
         {"command": ["sim"]},
-        {"command": "sim {address}"},
+        {"command": ""},
         {"address": "ipc:///a", "workers": 2},
         {"address": "ipc:///a", "policy": "ignore"},
         {"address": "ipc:///a", "timeout": 0.0},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -205,3 +207,22 @@ def test_a_failing_execution_ends_the_columns() -> None:
 def test_an_address_that_cannot_be_bound_is_an_error() -> None:
     with pytest.raises(ProtocolError, match="addresses are like"):
         et.serve(gaussian, "nowhere")
+
+
+def test_the_command_line_serves_and_infers(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/sim"
+    cli = [sys.executable, "-m", "etalumis.cli"]
+    words = [*cli, "serve", "simulator=gaussian", f"address={address}", "idle=5"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=tmp_path, text=True) as server:
+        try:
+            infer = ["infer", "simulator=ppx", f"simulator.address={address}", "observe.obs0=8.0", "observe.obs1=9.0"]
+            words = [*cli, *infer, "engine=rmh", "engine.burn_in=10", "num_traces=40", "output=post"]
+            done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, done.stderr
+        finally:
+            server.terminate()
+            assert server.stdout is not None
+            assert address in server.stdout.read()
+    post = et.Posterior.load(tmp_path / "post")
+    local = et.posterior(et.Model(gaussian), {"obs0": 8.0, "obs1": 9.0}, et.RMH(burn_in=10), num_traces=40, seed=0)
+    np.testing.assert_array_equal(post.values("mu"), local.values("mu"))

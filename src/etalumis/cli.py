@@ -23,6 +23,7 @@ VERBS = {
     "event": "make one event with known truth to infer",
     "infer": "infer everything random in a simulator, given an observation",
     "report": "draw and tabulate the posteriors of one event",
+    "serve": "make a Python simulator answer engines that speak PPX",
     "demo": "all of it: simulate, train, infer by several engines, report",
 }
 _HELP = {"-h", "--help"}
@@ -173,6 +174,19 @@ def report(config: Config) -> None:
     importlib.import_module("etalumis.report").run(config)
 
 
+def serve(config: Config) -> None:
+    """Answer inference engines."""
+    from etalumis.conf.build import build_model
+    from etalumis.execution import Model
+    from etalumis.ppx.serve import serve as answer
+
+    model = build_model(config["simulator"])
+    if not isinstance(model, Model):
+        raise ValueError(f"{model.name!r} runs in another process, which engines can talk to themselves")
+    print(f"{model.name} listens at {config['address']}", flush=True)
+    answer(model, config["address"], config["idle"])
+
+
 def demo(config: Config) -> None:
     """Simulate, train, infer, report."""
     use_threads(config["threads"])
@@ -180,7 +194,7 @@ def demo(config: Config) -> None:
 
 
 RUN: dict[str, Callable[[Config], None]] = {
-    verb.__name__: verb for verb in (simulate, train, event, infer, report, demo)
+    verb.__name__: verb for verb in (simulate, train, event, infer, report, serve, demo)
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,7 +56,8 @@ class RemoteModel:
 
     Args:
         address: where one simulator listens, or several.
-        command: program and arguments of a simulator; ``{address}`` stands for where it shall listen.
+        command: program and arguments of a simulator, as words or as one string; ``{address}`` stands for where it
+            shall listen.
         workers: simulator processes to launch.
         timeout: seconds to wait for any message. A simulator may compute as long between two of its draws, a
             scripted one as long as one execution takes.
@@ -82,7 +84,7 @@ class RemoteModel:
         self,
         address: str | Sequence[str] | None = None,
         *,
-        command: Sequence[str] | None = None,
+        command: str | Sequence[str] | None = None,
         workers: int = 1,
         timeout: float = 60.0,
         startup: float = 30.0,
@@ -99,7 +101,9 @@ class RemoteModel:
             raise ValueError(f"policy is one of {', '.join(_POLICIES)}; got {policy!r}")
         if workers < 1 or not timeout > 0.0 or not startup > 0.0 or retries < 0:
             raise ValueError("workers must be at least 1, timeout and startup positive, retries at least 0")
-        if command is not None and (isinstance(command, str) or not any("{address}" in word for word in command)):
+        if isinstance(command, str):
+            command = shlex.split(command)
+        if command is not None and (not command or not any("{address}" in word for word in command)):
             raise ValueError(
                 f'command is a list of words, one with {{address}}, as ["./sim", "{{address}}"]; got {command}'
             )
