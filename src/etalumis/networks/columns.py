@@ -69,7 +69,7 @@ class Frame(NamedTuple):
         wrong = ~((z >= self.low - slack) & (z <= self.high + slack) & np.isfinite(z))
         if wrong.any():
             draw = int(np.argmax(wrong))
-            message = f"the proposal can't reach the value {value[draw]!r} of a {family.family}"
+            message = f"the proposal can't reach the value {float(value[draw])!r} of a {family.family}"
             raise UnreachableError(message, draw)
         columns = {"z": np.clip(z, self.low, self.high), "low": self.low, "high": self.high}
         if family.proposal == "count":
@@ -119,6 +119,6 @@ def category_columns(
     wrong = ~valid | (log_prior[np.arange(len(chosen)), chosen] == -np.inf)
     if wrong.any():
         draw = int(np.argmax(wrong))
-        message = f"the proposal can't reach the value {value[draw]!r} of a {family.family}"
+        message = f"the proposal can't reach the value {float(value[draw])!r} of a {family.family}"
         raise UnreachableError(message, draw)
     return {"category": category, "log_prior": log_prior}

@@ -123,7 +123,9 @@ class Layout:
     def translate(
         self, book: AddressBook, address: NDArray[np.int32], categories: NDArray[np.int64]
     ) -> tuple[list[Known], NDArray[np.int64]]:
-        """Descriptions of the distinct (address, categories) pairs, and which of them each draw has.
+        """The distinct descriptions of draws, and which of them each draw has.
+
+        Instances that share a row have one description.
 
         Args:
             book: what the address ids mean.
@@ -134,13 +136,14 @@ class Layout:
             translation = self._translation = _Translation(weakref.ref(book), {})
         radix = int(categories.max(initial=0)) + 1
         pairs, member = np.unique(address.astype(np.int64) * radix + categories, return_inverse=True)
-        found = []
-        for pair in zip((pairs // radix).tolist(), (pairs % radix).tolist(), strict=True):
+        found: dict[Known, int] = {}
+        which = np.empty(len(pairs), dtype=np.int64)
+        for place, pair in enumerate(zip((pairs // radix).tolist(), (pairs % radix).tolist(), strict=True)):
             known = translation.known.get(pair)
             if known is None:
                 known = translation.known[pair] = self.find(book[pair[0]], pair[1])
-            found.append(known)
-        return found, member
+            which[place] = found.setdefault(known, len(found))
+        return list(found), which[member]
 
     # --- plain data -------------------------------------------------------------------------------------------
 

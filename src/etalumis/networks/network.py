@@ -209,12 +209,12 @@ class InferenceNetwork(nn.Module):
         return self._proposals[head]
 
     def _unreachable(self, batch: TrainingBatch, log_q: Sequence[Tensor]) -> ProposalError:
-        for group, part in zip(batch.groups, log_q, strict=True):
-            wrong = torch.nonzero(~part.detach().isfinite())[:, 0]
+        for group, part in zip(batch.groups, (p.detach() for p in log_q), strict=True):
+            wrong = torch.nonzero(~part.isfinite())[:, 0]
             if len(wrong):
                 draw = int(wrong[0])
                 head_row = group.groups.rows[int(group.member[draw])]
-                row = next(r for r in self._rows_of_head(group.head) if r[0] == head_row)[1]
+                row = [row for row in self.layout.rows if row.head == group.head][head_row]
                 density = float(part[draw])
                 hint = (
                     "the weights or the observation hold NaN: lower the learning rate, or look at the data"
@@ -223,9 +223,6 @@ class InferenceNetwork(nn.Module):
                 )
                 return ProposalError(f"log q is {density} at address {row.address}: {hint}")
         return ProposalError("the loss is not finite: the prior density of a draw of an unknown address is not")
-
-    def _rows_of_head(self, name: str) -> list[tuple[int, Row]]:
-        return list(enumerate(row for row in self.layout.rows if row.head == name))
 
     # --- inference --------------------------------------------------------------------------------------------
 

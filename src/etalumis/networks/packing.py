@@ -37,7 +37,7 @@ class AddressColumns:
         instance: which instance of a loop (capped), int64 (U,).
         frames: distinct stack frames in use, int64 (F,); always on the CPU.
         frame: for each frame of each address, which of ``frames`` it is, int64; ``frame_owner``: whose it is.
-        frame_share: one over the address's number of frames, float32 (U, 1).
+        frame_share: one over the address's number of frames, float64 (U, 1).
     """
 
     rows: Tensor
@@ -245,6 +245,7 @@ def group_draws(
     starts = np.flatnonzero(np.concatenate([[True], address[1:] != address[:-1]]))
     distinct = address[starts]
     rows = [k.head_row for k in (known[a] for a in distinct.tolist()) if k is not None]
+    assert len(set(rows)) == len(rows), "draws of a row stand together"
     sizes = np.diff(starts, append=len(address))
     return DrawGroup(
         head=head,
@@ -289,7 +290,7 @@ def address_columns(known: Sequence[Known]) -> AddressColumns:
     counts = np.array([len(k.frames) for k in known], dtype=np.int64)
     flat = np.array([frame for k in known for frame in k.frames], dtype=np.int64)
     frames, frame = np.unique(flat, return_inverse=True)
-    share = (1.0 / np.maximum(counts, 1)).astype(np.float32)[:, None]
+    share = (1.0 / np.maximum(counts, 1))[:, None]
     return AddressColumns(
         rows=torch.tensor([k.row for k in known], dtype=torch.int64),
         family=torch.tensor([k.family for k in known], dtype=torch.int64),

@@ -46,6 +46,7 @@ class NetworkProposer:
         self._entries: dict[tuple[int, int], int] = {}
         # Projections of the addresses met so far; entry 0 stands for none.
         self._known: list[Known | None] = [None]
+        self._entry_of: dict[Known, int] = {}
         width = network.core.width
         self._now = self._before = network.projection.address.weight.new_zeros((1, width))
         self._embeddings = self._now.new_zeros((1, network.addresses.size))
@@ -138,10 +139,13 @@ class NetworkProposer:
             key = (request.address, count)
             entry = self._entries.get(key)
             if entry is None:
-                entry = self._entries[key] = len(self._known)
                 known = self._network.layout.find(addresses[request.address], count)
-                self._known.append(known)
-                fresh.append(known)
+                entry = self._entry_of.get(known)
+                if entry is None:
+                    entry = self._entry_of[known] = len(self._known)
+                    self._known.append(known)
+                    fresh.append(known)
+                self._entries[key] = entry
             entries.append(entry)
         if fresh:
             network = self._network

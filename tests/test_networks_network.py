@@ -1,0 +1,250 @@
+"""The inference network: the packed loss against algorithm 1, growing, learning."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import etalumis as et
+from etalumis.distributions import Categorical, Normal, Uniform
+from etalumis.execution import TraceBatch
+from etalumis.networks import InferenceNetwork, NetworkConfigError, ProposalError, banks_of, pack, rows_of
+from etalumis.optim import RowAdam
+from network_models import SMALL, Algorithm1, every_family, gradients, shake, small, traces
+
+
+@pytest.fixture(scope="module")
+def batch() -> TraceBatch:
+    return traces(every_family, 60)
+
+
+def original_order(packed: object) -> dict[str, torch.Tensor]:
+    out = {}
+    for name, values in packed.observations.items():  # type: ignore[attr-defined]
+        out[name] = torch.empty_like(values)
+        out[name][packed.order] = values  # type: ignore[attr-defined]
+    return out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"head": {"kind": "shared", "hidden": 8}},
+        {"core": {"kind": "lstm", "hidden": 7, "layers": 3}},
+        {"max_instances": None},
+    ],
+    ids=["per_address", "shared", "three layers", "exact instances"],
+)
+def test_packed_loss_is_algorithm_1_in_value_and_gradient(batch: TraceBatch, settings: dict) -> None:
+    network = small(batch, **settings)
+    packed = pack(batch, network.layout)
+    loss, info = network.loss(packed)
+    loss.backward()
+    found = gradients(network)
+
+    network.zero_grad()
+    reference = Algorithm1(network)
+    expected = reference.loss(batch, original_order(packed))
+    expected.backward()
+
+    assert info["draws"] == packed.num_draws > 400
+    assert len(np.unique(batch.trace_types())) > 15
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    wanted = reference.gradients()
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(
+            found[name], gradient, rtol=1e-8, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_the_comparison_would_notice_a_lost_predecessor(batch: TraceBatch) -> None:
+    """Negative control: the same check fails where the value drawn before is left out."""
+    network = small(batch)
+    packed = pack(batch, network.layout)
+    reference = Algorithm1(network).loss(batch, original_order(packed)).item()
+    with torch.no_grad():
+        network.projection.value_before.weight.zero_()
+        assert network.loss(packed)[0].item() != pytest.approx(reference, rel=1e-6)
+
+
+def test_loss_does_not_depend_on_the_company(batch: TraceBatch) -> None:
+    network = small(batch)
+    with torch.no_grad():
+        whole = network.loss(pack(batch, network.layout))[0].item()
+        parts = [network.loss(pack(batch.select([n]), network.layout))[0].item() for n in range(len(batch))]
+    assert whole == pytest.approx(np.mean(parts), rel=1e-12)
+
+
+def test_accumulated_gradients_are_those_of_the_joined_minibatch(batch: TraceBatch) -> None:
+    network = small(batch)
+    network.loss(pack(batch, network.layout))[0].backward()
+    joined = gradients(network)
+    network.zero_grad()
+    for part in (batch.select(range(25)), batch.select(range(25, 60))):
+        (network.loss(pack(part, network.layout))[0] * (len(part) / len(batch))).backward()
+    for name, gradient in gradients(network).items():
+        torch.testing.assert_close(
+            gradient, joined[name], rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_gradient_reaches_every_used_row_and_no_other(batch: TraceBatch) -> None:
+    network = small(batch)
+    k = np.array([next(iter(batch.draws("k")[1][batch.draws("k")[0] == n])) for n in range(len(batch))])
+    part = batch.select(np.flatnonzero(k == 0))
+    network.loss(pack(part, network.layout))[0].backward()
+    used = [network.layout.find(*row) for row in rows_of(part)]
+    assert 0 < len(used) < len(network.layout)
+    for name, bank in banks_of(network).items():
+        room, _, head = name.partition(".")
+        if name == "addresses.frames":
+            wanted = {frame for known in used for frame in known.frames}
+        elif name == "addresses.residual":
+            wanted = {known.row for known in used}
+        else:
+            wanted = {known.head_row for known in used if known.head == head.split(".")[0]}
+        assert room in ("addresses", "heads", "values")
+        assert set(() if bank.gradient is None else bank.gradient.ids.tolist()) == wanted, name
+        if bank.gradient is not None and room != "values":  # values of a trace's last draws have no successor
+            touched = bank.gradient.rows.flatten(1).abs().sum(1)
+            assert (touched > 0).all(), name
+
+
+def test_a_network_grown_in_steps_equals_one_made_at_once(batch: TraceBatch) -> None:
+    rows = rows_of(batch)
+    at_once, in_steps = (InferenceNetwork(SMALL, {"y": (), "pair": (2,)}, "test") for _ in range(2))
+    assert at_once.grow(rows) == len(at_once.layout) > 10
+    for start in range(0, len(rows), 3):
+        in_steps.grow(rows[start : start + 3])
+    assert in_steps.grow(rows) == 0
+    for network in (at_once, in_steps):
+        network.standardise(batch)
+    assert in_steps.layout.rows == at_once.layout.rows
+    packed = pack(batch, at_once.layout)
+    assert torch.equal(at_once.loss(packed)[0], in_steps.loss(packed)[0])
+
+
+def test_growing_changes_nothing_known_and_keeps_graphs_alive(batch: TraceBatch) -> None:
+    rows = rows_of(batch)
+    network = InferenceNetwork(SMALL, {"y": (), "pair": (2,)}, "test").double()
+    network.grow(rows[:6])
+    before = {name: (bank.rows, [page.data_ptr() for page in bank.pages]) for name, bank in banks_of(network).items()}
+    loss, _ = network.loss(pack(batch, network.layout))
+    network.grow(rows[6:])
+    loss.backward()  # a graph made before the growth
+    for name, (values, pointers) in before.items():
+        bank = banks_of(network)[name]
+        assert torch.equal(bank.rows[: len(values)], values)
+        assert [page.data_ptr() for page in bank.pages][: len(pointers)] == pointers
+
+
+def test_addresses_without_a_row_count_with_their_prior(batch: TraceBatch) -> None:
+    def other() -> None:
+        a = et.sample(Normal(0.0, 1.0), name="a", address="here")
+        b = et.sample(Uniform(0.0, 2.0), name="b", address="new" if a > 0 else "here")
+        et.sample(Categorical([0.5, 0.5]), address="last")
+        et.observe(Normal(a + b, 1.0), name="y")
+
+    data = traces(other, 40)
+    network = InferenceNetwork(SMALL, {"y": ()}, "other").double()
+    known = [row for row in rows_of(data) if row.address.base != "new"]
+    network.grow(known)
+    shake(network)
+    packed = pack(data, network.layout)
+    unknown = data.draws("a")[1] > 0
+    assert packed.unknown_draws == unknown.sum() > 5
+    assert packed.unknown_log_prob == pytest.approx(-math.log(2.0) * unknown.sum())
+    loss, info = network.loss(packed)
+    assert info["unknown_loss"] == pytest.approx(math.log(2.0) * unknown.mean())
+    reference = Algorithm1(network).loss(data, original_order(packed))
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-12)
+
+
+def test_training_learns_a_posterior() -> None:
+    def model() -> None:
+        mu = et.sample(Normal(1.0, 5**0.5), name="mu")
+        et.observe(Normal(mu, 2**0.5), name="y")
+
+    data = traces(model, 4000)
+    network = InferenceNetwork.for_batch({**SMALL, "observation_embedding": 16}, data)
+    optimizer = RowAdam(network, lr=0.02)
+    rng = np.random.default_rng(0)
+    held_out = pack(traces(model, 2000, seed=1), network.layout)
+    for step in range(200):
+        optimizer.zero_grad()
+        loss, _ = network.loss(pack(data.select(rng.integers(0, 4000, 200)), network.layout, epoch=step))
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        reached = network.loss(held_out)[0].item()
+    best = 0.5 * math.log(2 * math.pi * math.e * (5 * 2 / 7))  # entropy of the exact posterior
+    prior = 0.5 * math.log(2 * math.pi * math.e * 5)
+    assert best - 0.05 < reached < best + 0.08 < prior - 0.4
+
+
+def test_a_value_out_of_reach_names_its_address(batch: TraceBatch) -> None:
+    network = small(batch)
+    value = batch.value.copy()
+    draw = batch.offsets[0]
+    value[batch.value_offsets[draw]] = 7.0  # k is 0, 1 or 2
+    broken = copy.copy(batch)
+    object.__setattr__(broken, "value", value)
+    with pytest.raises(
+        ProposalError, match=r"can't reach the value 7.0 of a Categorical at address .*__Categorical__1"
+    ):
+        pack(broken, network.layout)
+
+
+def test_weights_that_are_not_numbers_are_an_error(batch: TraceBatch) -> None:
+    network = small(batch)
+    with torch.no_grad():
+        network.core.recurrent[0].fill_(math.nan)
+    with pytest.raises(ProposalError, match="lower the learning rate"):
+        network.loss(pack(batch, network.layout))
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"hidden": 3}, "unknown network settings"),
+        ({"core": {"kind": "abacus"}}, "the cores are"),
+        ({"core": {"kind": "lstm", "size": 3}}, "core 'lstm'"),
+        ({"head": {"kind": "abacus"}}, "a head has kind"),
+        ({"head": {"kind": "shared", "depth": 2}}, "a head has kind"),
+        ({"observations": {"z": {"kind": "mlp"}}}, "no observations"),
+        ({"observations": {"y": {"kind": "abacus"}}}, "unknown observation embedding"),
+        ({"observations": {"y": {"kind": "mlp", "depth": 3}}}, "embedding of observation 'y'"),
+        ({"observations": {"y": {"kind": "cnn3d"}}}, "can't read observations of shape"),
+    ],
+)
+def test_wrong_settings_are_named(config: dict, match: str) -> None:
+    with pytest.raises(NetworkConfigError, match=match):
+        InferenceNetwork(config, {"y": (4,)})
+
+
+def test_longer_traces_than_max_controlled_leave_their_rest_to_the_prior(batch: TraceBatch) -> None:
+    network = small(batch, max_controlled=4)
+    packed = pack(batch, network.layout)
+    assert len(packed.batch_sizes) == 4
+    assert packed.batch_sizes[0] == len(batch)
+    assert math.isfinite(network.loss(packed)[0].item())
+
+
+def test_autocast_keeps_the_loss_and_gives_gradients_in_the_parameters_precision(batch: TraceBatch) -> None:
+    network = InferenceNetwork.for_batch(SMALL, batch, "test")
+    packed = pack(batch, network.layout)
+    loss, _ = network.loss(packed)
+    loss.backward()
+    exact = gradients(network)
+    network.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough, _ = network.loss(packed)
+    rough.backward()
+    assert rough.item() == pytest.approx(loss.item(), rel=0.02)
+    for name, gradient in gradients(network).items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - exact[name]).norm() <= 0.1 * exact[name].norm() + 1e-3, name
