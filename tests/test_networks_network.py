@@ -28,6 +28,10 @@ def original_order(packed: object) -> dict[str, torch.Tensor]:
     return out
 
 
+def assert_close(found: torch.Tensor, wanted: torch.Tensor, name: str) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-10, msg=lambda text: f"{name}: {text}")
+
+
 @pytest.mark.parametrize(
     "settings",
     [
