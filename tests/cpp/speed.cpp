@@ -82,8 +82,7 @@ int main() {
         request.first_index = static_cast<std::uint64_t>(1000 * i);
         const auto start = Clock::now();
         simulator.run(scripted, request);
-        scripted.columns().write(out);
-        scripted.sent();
+        scripted.write(out);
         best = std::max(best, request.count / since(start));
         bytes = out.bytes().size();
     }

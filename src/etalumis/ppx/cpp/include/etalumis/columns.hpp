@@ -118,7 +118,6 @@ struct ValueColumns {
 };
 
 struct Columns {
-    std::vector<std::string> new_addresses, new_names;
     DistributionTable distributions;
     StatementColumns draws;
     std::vector<std::uint8_t> control, conditioned;  // of each draw
@@ -129,14 +128,15 @@ struct Columns {
     std::vector<std::uint8_t> ended;
     std::string error;
 
-    /// Ready for the next batch; memory is kept. Addresses and names not sent yet stay.
+    /// Ready for the next batch; memory is kept.
     void clear() {
         distributions.clear(), draws.clear(), control.clear(), conditioned.clear(), observes.clear(), observed.clear();
         tags.clear(), results.clear(), log_likelihood.clear(), ended.clear(), error.clear();
     }
 
-    /// A RunResult with these columns.
-    void write(wire::Writer& out) const {
+    /// A RunResult with these columns, and the addresses and names that are new in them.
+    void write(wire::Writer& out, const std::vector<std::string>& new_addresses,
+               const std::vector<std::string>& new_names) const {
         wire::Writer::Table result = out.table(begin(out, Body::run_result), 2);
         const auto columns_at = result.reference(1);
         result.close();

@@ -221,6 +221,7 @@ inline Request read_request(const Table& table) {
     request.seed = table.get<std::uint64_t>(0, 0);
     request.first_index = table.get<std::uint64_t>(1, 0);
     request.count = table.get<std::uint32_t>(2, 1);
+    if (request.count > 1u << 20) throw ProtocolError("a request is for more than a million executions");
     for (const std::string_view name : table.strings(3)) request.observe.push_back({std::string(name), 0, 0});
     request.observe_values = table.vector<double>(5);
     assign_sizes(request.observe, table.vector<std::uint32_t>(4), request.observe_values.size());

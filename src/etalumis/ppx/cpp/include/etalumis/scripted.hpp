@@ -14,6 +14,7 @@
 #include "etalumis/execution.hpp"
 #include "etalumis/hash_index.hpp"
 #include "etalumis/messages.hpp"
+#include "etalumis/numbering.hpp"
 
 namespace etalumis {
 
@@ -22,7 +23,7 @@ class Scripted final : public Execution {
   public:
     /// Without a channel there is no engine to ask: a request's control set is then ignored.
     explicit Scripted(AddressBook& book, Channel* channel = nullptr, wire::Writer* out = nullptr)
-        : Execution(book), channel_(channel), out_(out) {}
+        : Execution(book), channel_(channel), out_(out), numbering_(book) {}
 
     /// Takes a request. Throws ProtocolError where it names an address that nobody has sent.
     void begin(Request request) {
@@ -31,17 +32,12 @@ class Scripted final : public Execution {
         abandoned_ = false;
         end_ = End::finished;
         ++batch_;
-        for (const std::string& text : request_.new_addresses) {
-            const std::uint32_t base = book_.id(text);
-            if (wire_of(base) != none) continue;
-            wire_of(base) = static_cast<std::uint32_t>(bases_.size());
-            bases_.push_back(base);
-        }
+        for (const std::string& address : request_.new_addresses) numbering_.hear(address);
         resolve(request_.script, script_);
         resolve(request_.control_sites, control_);
         given_.clear();
         for (std::uint32_t i = 0; i < request_.observe.size(); ++i) {
-            const std::uint32_t name = name_id(request_.observe[i].name);
+            const std::uint32_t name = numbering_.name(request_.observe[i].name);
             if (given_.size() <= name) given_.resize(name + 1);
             given_[name].push_back(i);
         }
@@ -81,41 +77,26 @@ class Scripted final : public Execution {
 
     const Request& request() const { return request_; }
     const Columns& columns() const { return columns_; }
-    /// The columns have reached the engine, and with them the new addresses and names.
-    void sent() {
-        columns_.new_addresses.clear();
-        columns_.new_names.clear();
+    /// Writes the columns as a message, which the engine will get; throws std::length_error where it would be too long.
+    void write(wire::Writer& out) {
+        columns_.write(out, numbering_.new_addresses(), numbering_.new_names());
+        numbering_.sent();
     }
-    /// The columns will never reach the engine: addresses numbered meanwhile lose their numbers. (Names keep theirs and
-    /// go out with the next columns: only we number them.)
-    void discard() {
-        for (; !columns_.new_addresses.empty(); columns_.new_addresses.pop_back(), bases_.pop_back()) {
-            wires_[bases_.back()] = none;
-        }
-    }
+    /// The columns will not be sent.
+    void discard() { numbering_.discard(); }
 
   private:
     using Clock = std::chrono::steady_clock;
     static constexpr std::uint32_t none = detail::HashIndex::none;
 
-    /// A statement in the code: base address, family, and which kind of statement.
-    struct Site {
-        std::uint64_t key;
-        std::uint64_t execution = 0;  // of which `count` is the count
-        std::uint32_t count = 0;
-        std::uint64_t batch = 0;  // in which `row` is a row
-        std::uint32_t row = none;
-    };
-    enum : std::uint64_t { sample_site, observe_site, tag_site };
-
     bool on_sample(const Distribution& distribution, const Label& label, bool control, double* value) override {
         const std::uint32_t address = base(label);
-        Site& site = site_at(address, sample_site, distribution.code());
-        const std::uint32_t instance = next_instance(site);
+        Site& site = sites_.at(address, Site::sample, distribution.code());
+        const std::uint32_t instance = site.next_instance(execution_);
         if (address == stop_ && instance == request_.stop_instance) return end(End::stopped);
         if (request_.max_draws > 0 && draws_ >= request_.max_draws) return end(End::exhausted);
         if (request_.max_seconds > 0.0 && seconds() > request_.max_seconds) return end(End::exhausted);
-        const std::uint32_t name = name_id(label.name);
+        const std::uint32_t name = numbering_.name(label.name);
         const std::size_t size = distribution.size();
         const bool conditioned = is_given(name);
         if (conditioned) {
@@ -143,9 +124,9 @@ class Scripted final : public Execution {
 
     bool on_observe(const Distribution& distribution, const Label& label, const View* value) override {
         const std::uint32_t address = base(label);
-        Site& site = site_at(address, observe_site, distribution.code());
-        const std::uint32_t instance = next_instance(site);
-        const std::uint32_t name = name_id(label.name);
+        Site& site = sites_.at(address, Site::observe, distribution.code());
+        const std::uint32_t instance = site.next_instance(execution_);
+        const std::uint32_t name = numbering_.name(label.name);
         const std::size_t size = distribution.size();
         const double* numbers = nullptr;
         if (value != nullptr) {
@@ -176,11 +157,11 @@ class Scripted final : public Execution {
 
     bool on_tag(const View& value, const Label& label) override {
         const std::uint32_t address = base(label);
-        Site& site = site_at(address, tag_site, 0);
+        Site& site = sites_.at(address, Site::tag, 0);
         ValueColumns& tags = columns_.tags;
-        tags.address.push_back(wire_number(address));
-        tags.instance.push_back(next_instance(site));
-        tags.name.push_back(name_id(label.name));
+        tags.address.push_back(numbering_.number(address));
+        tags.instance.push_back(site.next_instance(execution_));
+        tags.name.push_back(numbering_.name(label.name));
         tags.add(value);
         ++tags_;
         return true;
@@ -191,7 +172,7 @@ class Scripted final : public Execution {
         if (site.batch != batch_) site.row = none;
         site.batch = batch_;
         site.row = columns_.distributions.row(distribution, site.row);
-        columns.address.push_back(wire_number(address));
+        columns.address.push_back(numbering_.number(address));
         columns.instance.push_back(instance);
         columns.name.push_back(name);
         columns.distribution.push_back(site.row);
@@ -210,51 +191,6 @@ class Scripted final : public Execution {
     }
     double seconds() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
 
-    // --- interning ---------------------------------------------------------------------------------------------------
-
-    Site& site_at(std::uint32_t address, std::uint64_t kind, std::uint64_t family) {
-        const std::uint64_t key = address | kind << 40 | family << 32;
-        if (last_site_.size() <= address) last_site_.resize(address + 1, none);
-        std::uint32_t& last = last_site_[address];  // most addresses belong to one statement
-        if (last != none && sites_[last].key == key) return sites_[last];
-        const std::uint64_t hash = detail::mix(key, 1);
-        last = site_index_.find(hash, [&](std::uint32_t i) { return sites_[i].key == key; });
-        if (last == none) {
-            last = static_cast<std::uint32_t>(sites_.size());
-            site_index_.insert(hash, last);
-            sites_.push_back({key});
-        }
-        return sites_[last];
-    }
-    std::uint32_t next_instance(Site& site) {
-        if (site.execution != execution_) site.count = 0;
-        site.execution = execution_;
-        return ++site.count;
-    }
-    std::uint32_t& wire_of(std::uint32_t base) {
-        if (wires_.size() <= base) wires_.resize(base + 1, none);
-        return wires_[base];
-    }
-    std::uint32_t wire_number(std::uint32_t base) {
-        std::uint32_t& number = wire_of(base);
-        if (number == none) {
-            number = static_cast<std::uint32_t>(bases_.size());
-            bases_.push_back(base);
-            columns_.new_addresses.push_back(book_[base]);
-        }
-        return number;
-    }
-    std::uint32_t name_id(std::string_view name) {
-        const std::uint64_t hash = detail::hash_text(name);
-        const std::uint32_t known = name_index_.find(hash, [&](std::uint32_t i) { return names_[i] == name; });
-        if (known != none) return known;
-        const auto made = static_cast<std::uint32_t>(names_.size());
-        name_index_.insert(hash, made);
-        names_.emplace_back(name);
-        columns_.new_names.emplace_back(name);
-        return made;
-    }
-
     // --- values that the engine gave ---------------------------------------------------------------------------------
 
     struct SiteTable {
@@ -269,8 +205,8 @@ class Scripted final : public Execution {
         table.sites = sites;
         for (std::uint32_t i = 0; i < sites.size(); ++i) {
             Request::Site& site = table.sites[i];
-            if (site.address >= bases_.size()) throw ProtocolError("a request names an unknown address");
-            site.address = bases_[site.address];
+            site.address = numbering_.base(site.address);
+            if (site.address == none) throw ProtocolError("a request names an unknown address");
             table.index.insert(hash_of(site.address, site.family, site.instance), i);
         }
     }
@@ -293,7 +229,7 @@ class Scripted final : public Execution {
         return sites[at].size == size ? &sites[at] : nullptr;
     }
     bool is_given(std::uint32_t name) const { return name < given_.size() && !given_[name].empty(); }
-    std::string quoted(std::uint32_t name) const { return "observe['" + names_[name] + "']"; }
+    std::string quoted(std::uint32_t name) const { return "observe['" + numbering_.name_text(name) + "']"; }
     /// The value for this meeting of the name, or null after `fail`.
     const double* next_given(std::uint32_t name, std::size_t size) {
         const std::uint32_t meeting = met_[name]++;
@@ -348,11 +284,8 @@ class Scripted final : public Execution {
     End end_ = End::finished;
     bool abandoned_ = false;
 
-    detail::HashIndex site_index_, name_index_;
-    std::vector<Site> sites_;
-    std::vector<std::uint32_t> last_site_;           // by base address
-    std::vector<std::uint32_t> wires_, bases_;       // number on the connection by base address, and back
-    std::vector<std::string> names_;                 // numbered as on the connection
+    Sites sites_;
+    Numbering numbering_;
     std::vector<std::vector<std::uint32_t>> given_;  // by name: rows of the request's values
     std::vector<std::uint32_t> met_;                 // by name: meetings in this execution
     SiteTable script_, control_;

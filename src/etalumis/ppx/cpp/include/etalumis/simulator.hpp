@@ -192,8 +192,7 @@ class Simulator {
             return wire::write_reset(out_);
         }
         try {
-            scripted.columns().write(out_);
-            scripted.sent();
+            scripted.write(out_);
         } catch (const std::length_error& error) {
             scripted.discard();
             say_error(error.what(), errors);
