@@ -1,6 +1,9 @@
 """Minibatches: every trace once per epoch, in an order that depends on (seed, epoch) alone."""
 
+import itertools
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import etalumis as et
+from etalumis.datamodules.loader import Ahead
 from etalumis.datamodules.minibatches import Minibatch, Piece, Rows, Split, TrainingOrder, ValidationOrder
 from etalumis.datamodules.reading import Minibatches, Parcel, Reader
 from etalumis.datamodules.traces import TracesDataModule
@@ -161,12 +165,12 @@ def ready(path: Path, **settings: object) -> TracesDataModule:
 def epoch_of(module: TracesDataModule, epoch: int) -> list[TrainingBatch]:
     loader = module.train_dataloader()
     loader.sampler.set_epoch(epoch)  # as Lightning does
-    return [module.on_before_batch_transfer(batch, 0) for batch in loader]
+    return list(loader)
 
 
 def validation_of(module: TracesDataModule) -> list[TrainingBatch]:
     loader = module.val_dataloader()
-    return [module.on_before_batch_transfer(batch, 0) for batch in loader]
+    return list(loader)
 
 
 def assert_same(one: TrainingBatch, other: TrainingBatch) -> None:
@@ -238,6 +242,49 @@ def test_reader_keeps_few_chunks(data: Path) -> None:
     roomy.minibatch(pieces)
     assert list(roomy._cache) == [1, 0, 4], "the chunk used last goes last"
     assert roomy.__getstate__()["_cache"] == {}, "decoded chunks don't travel to other processes"
+
+
+def test_fetching_ahead_changes_nothing() -> None:
+    assert list(Ahead(range(20))) == list(range(20))
+    assert list(Ahead([])) == []
+
+
+def test_fetching_ahead_raises_where_items_are_used() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ZeroDivisionError("damaged chunk")
+
+    ahead = Ahead(items())
+    assert next(ahead) == 1
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError, match="damaged chunk"):
+            next(ahead)
+
+
+def test_fetching_ahead_is_bounded_and_ends_when_told() -> None:
+    fetched: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in itertools.count():
+            fetched.append(number)
+            yield number
+
+    ahead = Ahead(items(), depth=2)
+    assert next(ahead) == 0
+    ahead.close()
+    assert 1 <= len(fetched) <= 4
+    assert not any(thread.name == "minibatches" for thread in threading.enumerate())
+
+
+def test_loader_ends_early_and_starts_again(data: Path) -> None:
+    module = ready(data, workers=1)
+    loader = module.train_dataloader()
+    for _ in range(2):
+        batches = iter(loader)
+        first = next(batches)
+        batches.close()
+    assert_same(first, next(iter(ready(data, workers=0).train_dataloader())))
+    assert loader.waited > 0.0
 
 
 def test_parcels_hold_minibatches_exactly(data: Path) -> None:

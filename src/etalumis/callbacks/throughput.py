@@ -7,6 +7,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from etalumis.datamodules.loader import Loader
+
 
 class Throughput(Callback):
     """Logs ``throughput/traces_per_s`` and ``throughput/wait_share``, the share of time without a minibatch.
@@ -22,7 +24,7 @@ class Throughput(Callback):
         self.seconds = 0.0
         self.waited = 0.0
         self._since = (0, 0.0, 0.0)
-        self._ended = self._started = 0.0
+        self._ended = 0.0
 
     @property
     def rate(self) -> float:
@@ -35,17 +37,15 @@ class Throughput(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._ended = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, number: int) -> None:
-        self._started = time.perf_counter()
-
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, number: int
     ) -> None:
         now = time.perf_counter()
         self.traces += batch.num_traces
         self.seconds += now - self._ended
-        self.waited += self._started - self._ended
         self._ended = now
+        loader = trainer.train_dataloader
+        self.waited = loader.waited if isinstance(loader, Loader) else 0.0
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of its connectors
         if (number + 1) % every == 0:
             traces, seconds, waited = self._since

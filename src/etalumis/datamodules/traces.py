@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from etalumis.datamodules import reading
+from etalumis.datamodules.loader import Loader
 from etalumis.datamodules.minibatches import Rows, Split, TrainingOrder, ValidationOrder
 from etalumis.datamodules.reading import Minibatches, Parcel, Reader
 from etalumis.execution import TraceBatch
 from etalumis.networks.layout import Layout
-from etalumis.networks.packing import TrainingBatch
 from etalumis.storage import Dataset, DatasetError
 
 
@@ -109,12 +109,12 @@ class TracesDataModule(LightningDataModule):
         """Say which network minibatches are packed for; before any loader is made."""
         self._layout = layout
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         reader = Reader(self.train_data, self._cache_mb)
         data = Minibatches(reader, self.order.epoch, self._layout, self._seed, self._fresh_noise)
         return self._loader(data, EpochSampler(len(self.order)))
 
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+    def val_dataloader(self) -> Loader | list[Loader]:
         if not len(self.valid_order):
             return []
         reader = Reader(self.valid_data, self._cache_mb)
@@ -122,12 +122,8 @@ class TracesDataModule(LightningDataModule):
         data = Minibatches(reader, self.valid_order.epoch, self._layout, ~self._seed, False)
         return self._loader(data, [(0, step) for step in range(len(self.valid_order))])
 
-    def on_before_batch_transfer(self, batch: TrainingBatch | Parcel, dataloader_idx: int) -> TrainingBatch:
-        """Lightning's hook between loader and device."""
-        return batch.unwrap() if isinstance(batch, Parcel) else batch
-
-    def _loader(self, data: Minibatches, places: Sequence[tuple[int, int]] | EpochSampler) -> DataLoader:
-        return DataLoader(
+    def _loader(self, data: Minibatches, places: Sequence[tuple[int, int]] | EpochSampler) -> Loader:
+        return Loader(
             data,
             batch_size=None,
             sampler=places,

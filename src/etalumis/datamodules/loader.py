@@ -1,0 +1,86 @@
+"""A data loader that gets minibatches ahead of time and knows how long it was waited for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader
+
+from etalumis.datamodules.reading import Parcel
+from etalumis.networks.packing import TrainingBatch
+
+T = TypeVar("T")
+
+
+class Loader(DataLoader):
+    """Yields minibatches; those of loader processes are fetched and unwrapped by a thread while another is used.
+
+    Attributes:
+        waited: seconds that whoever iterates has spent waiting for a minibatch.
+    """
+
+    waited = 0.0
+
+    def __iter__(self) -> Any:
+        batches: Iterator[Any] = super().__iter__()
+        return self._timed(Ahead(map(Parcel.unwrap, batches)) if self.num_workers else batches)
+
+    def _timed(self, batches: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
+        try:
+            while True:
+                started = time.perf_counter()
+                batch = next(batches, None)
+                # In place of the class attribute: the loader forbids changing its own attributes.
+                self.__dict__["waited"] = self.waited + time.perf_counter() - started
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            if isinstance(batches, Ahead):
+                batches.close()
+
+
+class Ahead(Iterator[T]):
+    """The items of an iterable, fetched by a thread, at most ``depth`` of them early.
+
+    Args:
+        items: where they come from; iterated in the thread.
+        depth: how many may wait here.
+    """
+
+    def __init__(self, items: Iterable[T], depth: int = 2) -> None:
+        self._ready: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+        self._room = threading.Semaphore(depth)
+        self._closed = False
+        self._thread = threading.Thread(target=self._fetch, args=(iter(items),), name="minibatches", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> T:
+        item, error = self._ready.get()
+        if error is not None:
+            self._ready.put((None, error))  # so that asking again answers the same
+            raise error
+        self._room.release()
+        assert item is not None
+        return item
+
+    def close(self) -> None:
+        """End the thread; items that were fetched are dropped."""
+        self._closed = True
+        self._room.release()
+        self._thread.join()
+
+    def _fetch(self, items: Iterator[T]) -> None:
+        while True:
+            self._room.acquire()
+            if self._closed:
+                return
+            try:
+                self._ready.put((next(items), None))
+            except BaseException as error:
+                self._ready.put((None, error))
+                return
