@@ -14,8 +14,8 @@ from etalumis.execution import Observations, Prior, Trace, TraceBatch
 from etalumis.execution import trace as ends
 from etalumis.ppx import messages as m
 from etalumis.ppx import scripted as s
-from etalumis.ppx.columns import Answer
 from etalumis.ppx.connection import Connection, FaultError, resume
+from etalumis.ppx.conversion import Answer, to_batch
 from etalumis.ppx.drive import ending
 from etalumis.ppx.errors import ProtocolError
 from etalumis.ppx.requests import observe_fields
@@ -171,7 +171,7 @@ class Batches:
         if said.columns is None:
             raise FaultError("ended a scripted run without columns")
         try:
-            return worker.interpreter.read(said.columns, span.start, len(span)).batch(self._keep)
+            return to_batch(worker.interpreter.read(said.columns, span.start, len(span)), self._keep)
         except ProtocolError as error:
             raise FaultError(f"sent nonsense: {error}") from error
 

@@ -15,6 +15,7 @@ from etalumis.ppx import messages as m
 from etalumis.ppx import scripted as s
 from etalumis.ppx.columns import Interpreter
 from etalumis.ppx.connection import Connection, FaultError
+from etalumis.ppx.conversion import to_trace
 from etalumis.ppx.drive import ending, give_up
 from etalumis.ppx.errors import ProtocolError
 from etalumis.ppx.worker import Worker
@@ -106,7 +107,7 @@ def follow(
         if columns is None:
             raise FaultError("ended a scripted run without columns")
         table = worker.interpreter.read(columns, index, 1)
-        trace = table.trace()
+        trace = to_trace(table)
     except ProtocolError as error:
         raise FaultError(f"sent nonsense: {error}") from error
     if trace.ended == ends.FAILED:
