@@ -95,10 +95,10 @@ def test_gradients_are_right_in_the_far_tails_too(kind: str, low: float, high: f
     z = torch.tensor([0.1, 0.2, 0.29], dtype=torch.float64)
     columns = {"z": z, "low": torch.full_like(z, low), "high": torch.full_like(z, high)}
     columns |= {"half": torch.full_like(z, 0.01), "log_jacobian": torch.zeros_like(z)}
-    x = torch.tensor(
-        [[0.3, -0.2, 5.0, 5.5, -3.0, -4.0], [0.3, 0.2, -5.0, -4.0, -5.0, -3.0], [0.0, 9.0, 40.0, -30.0, -2.0, -1.0]]
-    )
-    x = x.double().requires_grad_()
+    near = [0.3, -0.2, 5.0, 5.5, -3.0, -4.0]
+    other_side = [0.3, 0.2, -5.0, -4.0, -5.0, -3.0]
+    both_sides = [0.0, 9.0, 40.0, -30.0, -2.0, -1.0]
+    x = torch.tensor([near, other_side, both_sides], dtype=torch.float64, requires_grad=True)
     assert answer.log_q(x, columns).isfinite().all()
     assert torch.autograd.gradcheck(lambda output: answer.log_q(output, columns), (x,), eps=1e-6, atol=1e-3, rtol=1e-4)
 
@@ -146,7 +146,7 @@ def log_q(d: Distribution, answer: Proposal, output: Tensor, values: np.ndarray)
 
 def may_leave_the_support(d: Distribution) -> bool:
     """Mixtures may have gaps between their components, and counts of rate 0 or probability 0 or 1 one value only."""
-    return d.family == "Mixture" or (d.proposal == "count" and d.moments()[1] == 0.0)
+    return d.family == "Mixture" or (d.proposal == "count" and d.pack()[-1] in (0.0, 1.0))
 
 
 FAMILIES: dict[str, Any] = {"argvalues": [d for d, _ in CASES], "ids": [repr(d)[:60] for d, _ in CASES]}

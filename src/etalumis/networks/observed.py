@@ -59,9 +59,8 @@ def observed_values(
             met[column.rows] += 1
             most = slots.shape[1]
             if meeting.max(initial=0) >= most:
-                raise ValueError(
-                    f"a trace observes {name!r} more often than the {most} times the network was built for"
-                )
+                often = "once" if most == 1 else f"{most} times"
+                raise ValueError(f"a trace observes {name!r} more than {often}: build the network from more traces")
             drawn = _values(column, batch.index[column.rows], meeting, (seed, epoch, number), fresh_noise)
             if np.isnan(drawn).any():
                 raise ValueError(f"observation {name!r} holds NaN")
