@@ -14,7 +14,8 @@ from etalumis.execution import AddressBook
 from etalumis.ppx import messages as m
 from etalumis.ppx import scripted as s
 from etalumis.ppx.codec import Decoder, Encoder
-from etalumis.ppx.columns import Answer, Interpreter
+from etalumis.ppx.columns import Interpreter
+from etalumis.ppx.conversion import Answer, to_batch
 
 
 class Client:
@@ -73,5 +74,4 @@ class Client:
             message = self.ask(answer(message))
         assert isinstance(message, m.RunResult), message
         assert message.columns is not None
-        table = self.interpreter.read(message.columns, fields.get("first_index", 0), count)
-        return table.batch()
+        return to_batch(self.interpreter.read(message.columns, fields.get("first_index", 0), count))

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ppx_client import Client
 EXAMPLES = ROOT / "examples" / "ppx"
 PROBE = Path(__file__).parent / "cpp" / "probe.cpp"
 SEED = 5
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
 CLASSICS: dict[str, Callable[[], Any]] = {
     "gaussian": classics.gaussian,
     "marsaglia": classics.marsaglia,
@@ -40,8 +41,8 @@ def probe(tmp_path: Path) -> Iterator[Connect]:
     """Launches one of the probe's models, greeted with these capabilities."""
     clients = []
 
-    def connect(model: str, *capabilities: str) -> Client:
-        client = Client([compiled(PROBE), model], tmp_path)
+    def connect(model: str, *capabilities: str, options: Sequence[str] = ()) -> Client:
+        client = Client([compiled(PROBE, *options), model], tmp_path)
         clients.append(client)
         client.greet(*capabilities)
         return client
@@ -397,10 +398,14 @@ def asks_for_much(frame: bytes) -> bool:
     return isinstance(message, m.Run) and message.request is not None and s.Request(*message.request).executions > 1000
 
 
-@pytest.mark.parametrize("count", [3000, pytest.param(40_000, marks=pytest.mark.slow)])
-def test_mutated_messages_crash_nothing(probe: Connect, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [(3000, ()), pytest.param(40_000, SANITIZERS, marks=pytest.mark.slow)],
+    ids=["plain", "sanitized"],
+)
+def test_mutated_messages_crash_nothing(probe: Connect, count: int, options: Sequence[str]) -> None:
     """Whatever comes, the simulator answers, and goes on as before."""
-    client = probe("gate", "error")
+    client = probe("gate", "error", options=options)
     client.socket.rcvtimeo = 20_000
     request = s.Request(
         seed=1,
@@ -427,6 +432,12 @@ def test_mutated_messages_crash_nothing(probe: Connect, count: int) -> None:
         pass
     client.greet()
     assert client.script(seed=SEED, count=5).traces.num_traces == 5
+
+
+def test_threads_run_simulators_of_their_own() -> None:
+    program = compiled(Path(__file__).parent / "cpp" / "threads.cpp")
+    for _ in range(5):
+        subprocess.run([program], check=True, timeout=60)
 
 
 # --- speed --------------------------------------------------------------------------------------------------------
