@@ -112,7 +112,7 @@ def test_choices_of_the_user_s_own(tmp_path: Path, capsys: pytest.CaptureFixture
 # --- simulators -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [c for c in choices("simulator") if c not in ("custom", "pythia_tau")])
+@pytest.mark.parametrize("name", [c for c in choices("simulator") if c not in ("custom", "ppx", "pythia_tau")])
 def test_simulators_run(name: str) -> None:
     model = build_model(plain(compose("event", [f"simulator={name}"]))["simulator"])
     assert model.name == name

@@ -15,7 +15,8 @@ import etalumis as et
 from etalumis.distributions import Normal
 from etalumis.execution import run
 from etalumis.simulators.classics import HiddenMarkov, marsaglia
-from etalumis.storage import Dataset, DatasetError, SimulationError, simulate
+from etalumis.storage import Dataset, DatasetError, Encoding, Origin, SimulationError, simulate
+from etalumis.storage.simulate import _Pool
 
 # Worker processes import this file by name.
 pytestmark = pytest.mark.timeout(60)
@@ -43,6 +44,18 @@ def failing_at(count: int, how: str) -> et.Model:
 
 def not_made() -> et.Model:
     raise RuntimeError("no licence for this simulator")
+
+
+class Held(et.Model):
+    """A model that holds something, as simulator processes, and says when it lets go."""
+
+    def __init__(self, sign: Path, slow: bool) -> None:
+        super().__init__(lambda: time.sleep(60.0) if slow else et.sample(Normal(0.0, 1.0)), "held")
+        self._sign = sign
+        sign.with_suffix(".made").touch()
+
+    def close(self) -> None:
+        self._sign.touch()
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -114,6 +127,26 @@ def test_dead_worker_is_named_and_the_rest_kept(tmp_path: Path) -> None:
         Dataset(tmp_path / "d")
     simulate(partial(failing_at, 99, "die"), tmp_path / "d", 64, model="m", workers=1, chunk_size=16)
     assert len(Dataset(tmp_path / "d")) == 64
+
+
+def test_models_are_closed(tmp_path: Path) -> None:
+    simulate(partial(Held, tmp_path / "closed", False), tmp_path / "d", 50, model="held", workers=1)
+    assert (tmp_path / "closed").exists()
+
+
+def test_models_are_closed_when_the_work_is_given_up(tmp_path: Path) -> None:
+    """A worker in the middle of an execution that takes a minute is ended, and still lets go."""
+
+    origin = Origin("held", num_traces=5, chunk_size=5, encoding=Encoding().to_json())
+    pool = _Pool(partial(Held, tmp_path / "closed", True), origin, 1)
+    pool._assign(next(iter(pool._workers)), 0)
+    deadline = time.monotonic() + 20.0
+    while not (tmp_path / "closed.made").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)  # now it executes
+    pool.close()
+    assert (tmp_path / "closed").exists()
 
 
 def test_model_that_cannot_be_made(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def event(config: Config) -> None:
 def infer(config: Config) -> None:
     """Infer, print a summary and save the posterior."""
     use_threads(config["threads"])
-    from etalumis.conf.build import build, build_model
+    from etalumis.conf.build import build, build_model, close
     from etalumis.conf.events import read_observation
 
     observe = read_observation(config["observe"])
@@ -163,7 +163,11 @@ def infer(config: Config) -> None:
         )
     engine = build(settings)
     logging.getLogger("etalumis.inference").setLevel(logging.ERROR)  # the printed posterior says its warnings
-    posterior = engine.run(build_model(config["simulator"]), observe, config["num_traces"], seed=config["seed"])
+    model = build_model(config["simulator"])
+    try:
+        posterior = engine.run(model, observe, config["num_traces"], seed=config["seed"])
+    finally:
+        close(model)
     posterior.save(config["output"])
     print(posterior)
     print(f"saved in {config['output']}")

@@ -33,10 +33,18 @@ def build_model(config: Mapping[str, Any]) -> Simulator:
     target = locate(str(config["_target_"]))
     name = config.get("name")
     if isinstance(target, type):
-        made = target(**arguments)
-        return made if hasattr(made, "execute") else Model(made, name or target.__name__)
+        if hasattr(target, "execute"):  # a model already, such as a simulator in another process
+            return target(**arguments, **({"name": name} if name else {}))
+        return Model(target(**arguments), name or target.__name__)
     function = functools.partial(target, **arguments) if arguments else target
     return Model(function, name or target.__name__)
+
+
+def close(model: Simulator) -> None:
+    """Let go of what a model holds, such as simulator processes."""
+    end = getattr(model, "close", None)
+    if end is not None:
+        end()
 
 
 def build(config: Any) -> Any:

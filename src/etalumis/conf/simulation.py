@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from etalumis.conf.build import build_model
+from etalumis.conf.build import build_model, close
 from etalumis.inference.progress import progress_bar
 from etalumis.storage import Dataset, Encoding, simulate
 from etalumis.storage.simulate import Report
@@ -27,7 +27,9 @@ def run(config: Mapping[str, Any]) -> Dataset:
     """Make the dataset that ``conf/simulate.yaml`` describes, or go on with it; prints what came out."""
     simulator, total = config["simulator"], config["num_traces"]
     # Made here once too, so that a wrong setting or a missing package is said before any process starts.
-    name = build_model(simulator).name
+    model = build_model(simulator)
+    name = model.name
+    close(model)
     started = time.monotonic()
     with progress(f"simulate {name}", total) as report:
         simulate(

@@ -23,6 +23,7 @@ from etalumis.storage.worker import ChunkRunner, ExecutionError, Factory, one_th
 from etalumis.storage.writer import SHARD_BYTES, ShardWriter
 
 CHUNK_SIZE = 1024
+_GRACE_S = 1.0  # for a worker to end by itself
 _AHEAD = 4  # chunks per worker that may wait for an earlier one
 
 Report = Callable[[int], None]
@@ -164,9 +165,13 @@ class _Pool:
                     self._assign(connection, number_or_none)
 
     def close(self) -> None:
-        for connection, process in self._workers.items():
-            connection.close()
+        for connection in self._workers:
+            connection.close()  # ends a worker that has nothing to do
+        for process in self._workers.values():
+            process.join(_GRACE_S)
             process.terminate()
+            process.join(_GRACE_S)
+            process.kill()
             process.join()
 
     def _assign(self, connection: Connection, number: int | None) -> None:

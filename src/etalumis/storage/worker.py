@@ -11,7 +11,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 
 from etalumis.execution import Batched, Observations, Prior, Simulator, Trace, TraceBatch, run
@@ -69,22 +69,32 @@ def serve(connection: Connection, factory: Factory, origin: Origin) -> None:
     """Body of a worker process."""
     # Ctrl-C reaches every process of the terminal: the main one decides, workers end with its connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    signal.signal(signal.SIGTERM, _end)  # what the model holds, such as simulator processes, is let go of
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process needs no more, or is gone
         try:
-            runner = ChunkRunner(factory(), origin)
+            model = factory()
         except Exception:
             _send(connection, {"failed": None}, traceback.format_exc().encode())
             return
-        while request := connection.recv_bytes():
-            try:
-                chunk = runner(int(request))
-            except ExecutionError as failure:
-                _send(connection, {"failed": failure.index}, failure.report.encode())
-                return
-            connection.send_bytes(chunk.header())
-            connection.send_bytes(chunk.span)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the main process is gone
+        with ExitStack() as stack:
+            if hasattr(model, "close"):
+                stack.callback(model.close)
+            _answer(connection, ChunkRunner(model, origin))
+
+
+def _answer(connection: Connection, runner: ChunkRunner) -> None:
+    while request := connection.recv_bytes():
+        try:
+            chunk = runner(int(request))
+        except ExecutionError as failure:
+            _send(connection, {"failed": failure.index}, failure.report.encode())
+            return
+        connection.send_bytes(chunk.header())
+        connection.send_bytes(chunk.span)
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(1)
 
 
 @contextmanager
