@@ -34,10 +34,10 @@ help: ## this list
 demo: $(foreach extra,$(demo_extras),$(call installed,$(extra))) ## simulate, train, infer one event, draw the figure (SIMULATOR=pythia_tau: real Pythia)
 	$(PY) -m etalumis.cli demo simulator=$(SIMULATOR) output=$(OUTPUT) $(ARGS)
 
-test: lint pythia ## lint, types and the fast tests
+test: lint pythia system ## lint, types and the fast tests
 	$(pytest) -m "not slow" $(ARGS)
 
-test-slow: $(call installed,dev) pythia ## the long statistical and end-to-end tests
+test-slow: $(call installed,dev) pythia system ## the long statistical and end-to-end tests
 	$(pytest) -m slow --timeout 900 $(ARGS)
 
 lint: $(call installed,dev) ## ruff (lint and format) and mypy
@@ -60,3 +60,8 @@ clean: ## remove the environment, caches and build folders (keeps data/ and demo
 pythia: $(call installed,dev)
 	@$(MAKE) --no-print-directory $(call installed,pythia) || { \
 	    echo "[setup] Pythia 8 cannot be installed here: its tests will be skipped"; test -z "$${CI:-}"; }
+
+# Compilers and ZeroMQ headers for the tests of the front ends.
+.PHONY: system
+system:
+	@scripts/system.sh
