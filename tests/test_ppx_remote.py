@@ -171,6 +171,7 @@ def test_failed_executions_are_dropped_recorded_and_counted(scripted: bool) -> N
         post = et.prior(remote, num_traces=40, seed=1)
         assert remote.num_dropped == 1
         assert len(post) == 39
+        assert "1 of 40 executions failed and were left out" in post.info["warnings"][0]
         failure = next(f for f in remote.failures if f.trace is not None)
         assert failure.trace_index == 22
         assert failure.trace.ended == FAILED

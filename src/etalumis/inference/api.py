@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from etalumis.execution import Observations, Prior, Simulator
-from etalumis.inference.engine import DEFAULT_TRACES, Engine
+from etalumis.inference.engine import DEFAULT_TRACES, Engine, left_out, warn
 from etalumis.inference.executions import Plan, execute
 from etalumis.inference.importance import ImportanceSampling
 from etalumis.inference.posterior import Posterior
@@ -37,8 +37,10 @@ def prior(
     with progress_bar("prior", num_traces, "traces", progress) as report:
         traces = execute(plan, num_traces, workers, report)
     info = {"engine": "prior", "model": model.name, "seed": seed, "executions": num_traces}
-    info["seconds"] = time.perf_counter() - started
-    return Posterior(traces, np.zeros(len(traces)), info=info)
+    info |= {"seconds": time.perf_counter() - started, "warnings": left_out(num_traces, len(traces))}
+    drawn = Posterior(traces, np.zeros(len(traces)), info=info)
+    warn(drawn)
+    return drawn
 
 
 def posterior(

@@ -42,16 +42,28 @@ def finish(
 ) -> Posterior:
     """Say how a weighted posterior was made, and warn where its weights can't be trusted."""
     advice = weight_advice(posterior.log_weights, len(posterior) + posterior.num_dropped)
+    kept = len(posterior) + posterior.num_dropped
+    lost = left_out(posterior.info.get("executions", kept), kept)
     posterior.info |= {
         "engine": engine,
         "model": model.name,
         "seed": seed,
         "observed": sorted(observations.values),
         "seconds": time.perf_counter() - started,
-        "warnings": [*warnings, *([advice] if advice else [])],
+        "warnings": [*warnings, *lost, *([advice] if advice else [])],
     }
     warn(posterior)
     return posterior
+
+
+def left_out(executions: int, kept: int) -> list[str]:
+    """A warning where executions failed and a policy left them out."""
+    if kept >= executions:
+        return []
+    return [
+        f"{executions - kept} of {executions} executions failed and were left out: the result holds given that the "
+        "simulator comes to its end"
+    ]
 
 
 def warn(posterior: Posterior) -> None:

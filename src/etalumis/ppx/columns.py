@@ -19,7 +19,7 @@ from etalumis.ppx import scripted as s
 from etalumis.ppx.errors import ProtocolError
 from etalumis.ppx.ragged import column, offsets_of, owners, shapes_of, value_of
 
-_CHECKED = 8  # draws of each answer whose density is computed again
+_CHECKED = 8  # draws of each answer whose density is computed again; 2 where it is one execution only
 _TOLERANCE = 1e-6
 _MOST_BASES, _MOST_INSTANCES = 1 << 22, 1 << 30
 _KINDS = {kind: number for number, kind in enumerate((SAMPLE, OBSERVE, TAG))}
@@ -178,10 +178,11 @@ class Table:
             raise self._not_a_number(self.observe_address[bad[0]], self.observation(int(bad[0])))
         if np.isnan(self.log_likelihood).any():
             raise DensityError("the simulator's log likelihood is not a number")
-        for d in _few(len(self.log_prob)):
+        many = _CHECKED if self.traces > 1 else 2
+        for d in _few(len(self.log_prob), many, int(self.index[0]) if self.traces else 0):
             if not self.conditioned[d]:
                 self._check(self.address[d], *self.draw(d), self.log_prob[d])
-        for o in _few(len(self.observe_log_prob)):
+        for o in _few(len(self.observe_log_prob), many, int(self.index[0]) if self.traces else 0):
             if self.observed[o]:
                 self._check(self.observe_address[o], *self.observation(o), self.observe_log_prob[o])
 
@@ -216,9 +217,9 @@ class Table:
         return self.columns.error or ("a budget was exhausted" if s.EXHAUSTED in self.ended else "")
 
 
-def _few(count: int) -> list[int]:
-    """Positions spread over a column, elsewhere for each length."""
-    if count <= _CHECKED:
+def _few(count: int, many: int, seed: int) -> list[int]:
+    """Positions spread over a column, others for each answer."""
+    if count <= many:
         return list(range(count))
-    step = count / _CHECKED
-    return [min(int(step * (k + (count * 0.618 + k * 0.381) % 1.0)), count - 1) for k in range(_CHECKED)]
+    step = count / many
+    return [int(step * (k + (0.618 * (seed + 1) + 0.381 * k) % 1.0)) for k in range(many)]
