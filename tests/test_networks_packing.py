@@ -212,7 +212,7 @@ def test_repeated_and_missing_observations() -> None:
     loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
     short = InferenceNetwork(SMALL, {"twice": (1,)}, "repeats")
-    with pytest.raises(ValueError, match="observes .twice. more than once"):
+    with pytest.raises(ValueError, match=r"observes .twice. more than once"):
         pack(data, short.layout)
 
 

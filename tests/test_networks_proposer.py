@@ -1,0 +1,148 @@
+"""The network as a proposer: the same numbers as the training path, values inside the support, unknown addresses."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import etalumis as et
+from etalumis.distributions import Categorical, Normal, Poisson, Uniform
+from etalumis.execution import Trace, TraceBatch, run_lockstep
+from etalumis.networks import InferenceNetwork, pack
+from network_models import SMALL, every_family, small, traces
+
+OBSERVED = {"y": 0.7, "pair": np.array([0.5, -0.2])}
+
+
+def controlled(trace: Trace) -> list[int]:
+    return [n for n, d in enumerate(trace.distributions) if trace.controlled[n] and d.shape == ()]
+
+
+def log_q_of_training_path(network: InferenceNetwork, batch: TraceBatch) -> dict[tuple[int, int], float]:
+    """log q by (trace, step), from the packed loss."""
+    packed = pack(batch, network.layout, fresh_noise=False)
+    with torch.no_grad():
+        parts = network.log_q(packed)
+    steps = [(rank, step) for step, size in enumerate(packed.batch_sizes) for rank in range(size)]
+    found = {}
+    for group, part in zip(packed.groups, parts, strict=True):
+        for position, value in zip(group.position.tolist(), part.tolist(), strict=True):
+            rank, step = steps[position]
+            found[int(packed.order[rank]), step] = value
+    return found
+
+
+def proposed(network: InferenceNetwork, model: et.Model, indices: Iterable[int], batch_size: int = 16) -> list[Trace]:
+    runs = run_lockstep(model, network.proposer(), OBSERVED, indices, seed=11, batch_size=batch_size)
+    return sorted(runs, key=lambda trace: trace.index)
+
+
+@pytest.mark.parametrize("head", ["per_address", "shared"])
+def test_proposals_in_lockstep_have_the_log_q_of_the_loss(head: str) -> None:
+    network = small(traces(every_family, 300), head={"kind": head, "hidden": 8})
+    model = et.Model(every_family)
+    executed = proposed(network, model, range(60))
+    batch = TraceBatch.from_traces(executed, model.addresses)
+    given = tuple(replace(o, observed=True) for o in batch.observes)
+    expected = log_q_of_training_path(network, replace(batch, observes=given))
+    compared = 0
+    for place, trace in enumerate(executed):
+        for step, draw in enumerate(controlled(trace)):
+            assert trace.log_proposals[draw] == pytest.approx(expected[place, step], abs=1e-9)
+            compared += 1
+        assert trace.log_weight == trace.log_weight
+    assert compared > 300
+
+
+def test_proposals_do_not_depend_on_the_batch_size() -> None:
+    network = small(traces(every_family, 300))
+    one, many = (proposed(network, et.Model(every_family), range(30), batch_size=size) for size in (1, 13))
+    for a, b in zip(one, many, strict=True):
+        assert [str(v) for v in a.names] == [str(v) for v in b.names]
+        for draw in controlled(a):
+            assert a.values[draw] == pytest.approx(b.values[draw], rel=1e-9)
+            assert type(a.values[draw]) is type(b.values[draw]) in (int, float)
+
+
+def test_values_stand_in_the_priors_support_whatever_the_weights() -> None:
+    network = small(traces(every_family, 300)).float()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(12.0)
+    for trace in proposed(network, et.Model(every_family), range(60)):
+        for n in controlled(trace):
+            d, value = trace.distributions[n], trace.values[n]
+            assert math.isfinite(trace.log_proposals[n])
+            assert math.isfinite(trace.log_priors[n]) or d.family == "Mixture"
+            if d.family in ("Uniform", "Beta", "TruncatedNormal"):
+                low, high = d.support()
+                assert low < value < high
+
+
+def test_addresses_without_a_row_come_from_the_prior_and_step_the_core() -> None:
+    def before() -> None:
+        a = et.sample(Normal(0.0, 1.0), name="a", address="a")
+        et.sample(Normal(a, 1.0), name="c", address="c")
+        et.observe(Normal(a, 1.0), name="y")
+
+    def after() -> None:
+        a = et.sample(Normal(0.0, 1.0), name="a", address="a")
+        et.sample(Uniform(0.0, 1.0), name="b", address="b")
+        et.sample(Normal(a, 1.0), name="c", address="c")
+        et.observe(Normal(a, 1.0), name="y")
+
+    network = small(traces(before, 50))
+    proposer = network.proposer()
+    executed = list(run_lockstep(et.Model(after), proposer, {"y": 1.0}, range(40)))
+    (address,) = proposer.unknown
+    assert (address.base, proposer.unknown[address], proposer.proposed) == ("b", 40, 80)
+    assert {t.log_proposals[1] for t in executed} == {0.0}
+    without = list(run_lockstep(et.Model(before), network.proposer(), {"y": 1.0}, range(40)))
+    a, b = (np.array([t["a"] for t in sorted(ts, key=lambda t: t.index)]) for ts in (executed, without))
+    c, d = (np.array([t["c"] for t in sorted(ts, key=lambda t: t.index)]) for ts in (executed, without))
+    assert np.allclose(a, b)
+    assert not np.isclose(c, d).any()  # the core has seen that a draw was made in between
+
+
+def test_draws_beyond_max_controlled_come_from_the_prior() -> None:
+    network = small(traces(every_family, 100), max_controlled=3)
+    model = et.Model(every_family)
+    proposer = network.proposer()
+    executed = list(run_lockstep(model, proposer, OBSERVED, range(30)))
+    for trace in executed:
+        for n in controlled(trace)[3:]:
+            assert trace.log_proposals[n] == trace.log_priors[n]
+    assert proposer.beyond == sum(len(controlled(t)) - 3 for t in executed) > 30
+    assert proposer.proposed == 90
+
+
+def test_importance_weights_of_an_untrained_network_are_unbiased() -> None:
+    """The evidence of a model where it is known: E[w] over executions equals p(y)."""
+
+    def model() -> None:
+        k = et.sample(Categorical([0.3, 0.7]))
+        n = et.sample(Poisson(1.5))
+        mu = et.sample(Normal(0.0, 1.0))
+        u = et.sample(Uniform(-1.0, 1.0))
+        et.observe(Normal(mu + k + n + u, 1.0), name="y")
+
+    rng = np.random.default_rng(0)
+    network = InferenceNetwork.for_batch(SMALL, traces(model, 50))
+    executed = run_lockstep(et.Model(model), network.proposer(), {"y": 1.3}, range(4000))
+    weights = np.exp([t.log_weight for t in executed])
+    count = 1_000_000
+    mean = (rng.uniform(size=count) > 0.3) + rng.poisson(1.5, count) + rng.uniform(-1, 1, count)
+    density = np.exp(-((1.3 - mean) ** 2) / 4.0) / math.sqrt(4.0 * math.pi)
+    error = math.hypot(weights.std() / math.sqrt(len(weights)), density.std() / math.sqrt(count))
+    assert abs(weights.mean() - density.mean()) < 5 * error < 0.1 * density.mean()
+
+
+def test_observations_are_checked() -> None:
+    network = small(traces(every_family, 30))
+    with pytest.raises(ValueError, match=r"observe\['pair'\], of shape \(2,\)"):
+        network.proposer().begin([0], {"y": 0.0})
+    with pytest.raises(ValueError, match=r"observe\['pair'\] has shape \(3,\)"):
+        network.proposer().begin([0], {"y": 0.0, "pair": np.zeros(3)})
