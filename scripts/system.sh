@@ -7,8 +7,8 @@ packages=(g++ cmake make gfortran libzmq3-dev)
 say() { printf '\033[1m[setup]\033[0m %s\n' "$*" >&2; }
 
 complete() {
-    command -v g++ cmake gfortran >/dev/null &&
-        printf '#include <zmq.h>\nint main(void) { return zmq_errno(); }\n' |
+    for program in g++ cmake gfortran; do command -v "$program" >/dev/null || return 1; done
+    printf '#include <zmq.h>\nint main(void) { return zmq_errno(); }\n' |
         g++ -x c++ - -o /dev/null -lzmq 2>/dev/null
 }
 
