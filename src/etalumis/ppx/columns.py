@@ -7,6 +7,8 @@ every draw twice, the log densities of a few draws of each answer are computed a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,17 @@ _CHECKED = 8  # draws of each answer whose density is computed again; 2 where it
 _TOLERANCE = 1e-6
 _MOST_BASES, _MOST_INSTANCES = 1 << 22, 1 << 30
 _KINDS = {kind: number for number, kind in enumerate((SAMPLE, OBSERVE, TAG))}
+
+
+@contextmanager
+def orderly() -> Iterator[None]:
+    """Whatever is wrong with columns from outside is a ProtocolError."""
+    try:
+        yield
+    except ProtocolError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise ProtocolError(f"columns of a scripted run that make no sense: {error}") from error
 
 
 class Interpreter:
@@ -44,15 +57,11 @@ class Interpreter:
         Raises:
             ProtocolError: the columns don't fit together.
         """
-        try:
+        with orderly():
             columns = s.Columns(*row)
             self.bases.hear(columns.new_addresses or ())
             self.names.hear(columns.new_names or ())
             return Table(self, columns, first, count)
-        except (ValueError, IndexError, KeyError, OverflowError) as error:
-            if isinstance(error, ProtocolError):
-                raise
-            raise ProtocolError(f"columns of a scripted run that do not fit together: {error}") from error
 
     def identify(self, base: NDArray[Any], code: NDArray[Any], instance: NDArray[Any], kind: str) -> NDArray[np.int32]:
         """Ids of full addresses by the connection's numbers, (n,) each."""

@@ -13,7 +13,7 @@ from etalumis.execution import trace as ends
 from etalumis.execution.addresses import TAG
 from etalumis.execution.trace import Observed, Tagged
 from etalumis.ppx import scripted as s
-from etalumis.ppx.columns import Table
+from etalumis.ppx.columns import Table, orderly
 from etalumis.ppx.ragged import (
     column,
     first_use,
@@ -50,6 +50,7 @@ class Answer(NamedTuple):
     used: frozenset[str]
 
 
+@orderly()
 def to_batch(told: Table, keep_observes: bool = True) -> Answer:
     """All executions as a batch."""
     names, name = in_order(told.name, told.reader.names.texts)
@@ -174,6 +175,7 @@ def _values(v: s.Values, count: int) -> tuple[NDArray[np.float64], tuple[tuple[i
     return column(v.values, np.float64, total), shapes
 
 
+@orderly()
 def to_trace(told: Table) -> Trace:
     """The only execution as a trace; "failed" where the simulator did not come to its end."""
     assert told.traces == 1
