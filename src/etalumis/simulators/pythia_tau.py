@@ -37,7 +37,7 @@ class PythiaTau:
     each) and takes one for each call. Pickling carries the arguments only.
 
     Args:
-        detector: the calorimeter; 8×14×14 voxels with a noise of 0.6 GeV by default.
+        detector: the calorimeter; 8×14×14 voxels with a noise of 0.4 GeV by default.
         px, py, pz: limits of the uniform momentum components in GeV.
         control: which draws the network shall propose: "visible" (all that moves a visible particle; lifetimes come
             from the prior), "momentum_and_channel", "all", or a regular expression searched in the addresses.
@@ -68,7 +68,7 @@ class PythiaTau:
         settings: Sequence[str] = (),
     ) -> None:
         import_pythia()
-        self.detector = Detector(shape=(8, 14, 14), noise=0.6) if detector is None else detector
+        self.detector = Detector(shape=(8, 14, 14), noise=0.4) if detector is None else detector
         self.px, self.py, self.pz = (Uniform(float(low), float(high)) for low, high in (px, py, pz))
         self.control = control
         self.max_instances = max_instances
