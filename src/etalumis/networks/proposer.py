@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -188,29 +189,24 @@ class NetworkProposer:
         """Draws of one head: the group with their columns, the values, and log q."""
         parts = _by_family([requests[m].distribution for m in members])
         priors = _assemble(len(members), {key: part.prior() for key, part in parts.items()}, parts)
-        group = self._group(head, members, entries, priors)
+        group = group_draws(head, np.array(members), entries[list(members)], self._known, {}).to(self._device)
+        group = replace(group, columns=self._tensors(priors))
         output = self._network.outputs(group, states, self._embeddings)
-        uniforms = torch.tensor(
-            [[requests[m].stream.uniform() for _ in range(2)] for m in members], dtype=torch.float64
-        )
+        numbers = [(requests[m].stream.uniform(), requests[m].stream.uniform()) for m in members]
+        uniforms = torch.tensor(numbers, dtype=torch.float64, device=self._device)
         answer = self._network.proposal(head)
-        drawn = answer.draw(output, group.columns, uniforms.to(self._device)).cpu().numpy()
+        drawn = answer.draw(output, group.columns, uniforms).cpu().numpy()
         values = np.empty(len(members))
         for part in parts.values():
             values[part.places] = part.values(drawn[part.places])
-        columns = _assemble(
-            len(members), {key: part.columns(values[part.places]) for key, part in parts.items()}, parts
-        )
-        group = self._group(head, members, entries, columns)
+        columns = {key: part.columns(values[part.places]) for key, part in parts.items()}
+        group = replace(group, columns=self._tensors(_assemble(len(members), columns, parts)))
         log_q = answer.log_q(output, group.columns)
         casts = [requests[m].distribution.cast(v) for m, v in zip(members, values.tolist(), strict=True)]
         return group, casts, log_q
 
-    def _group(
-        self, head: str, members: Sequence[int], entries: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]
-    ) -> DrawGroup:
-        group = group_draws(head, np.array(members), entries[list(members)], self._known, columns)
-        return group.to(self._device)
+    def _tensors(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(column).to(self._device) for name, column in columns.items()}
 
     def _count_unknown(self, requests: Sequence[Request], addresses: AddressBook) -> None:
         for request in requests:
