@@ -8,9 +8,11 @@ import os
 import pickle
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,33 @@ def test_processes_end_with_the_model() -> None:
     for pid in filter(None, pids):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_processes_end_with_an_engine_that_is_killed() -> None:
+    engine = f"""
+import os, signal, sys
+import etalumis as et
+remote = et.RemoteModel(command=[sys.executable, {str(SIMULATORS)!r}, "gaussian", "{{address}}"])
+remote.name
+print(remote.workers[0].pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", engine], capture_output=True, text=True, timeout=60, check=False)
+    pid = int(done.stdout)
+    for _ in range(100):
+        if not is_running(pid):
+            return
+        time.sleep(0.1)
+    pytest.fail("the simulator outlived its engine")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"  # killed, not reaped yet
 
 
 def kill_now_and_then(remote: et.RemoteModel, stop: threading.Event, interval: float) -> int:

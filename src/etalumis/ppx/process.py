@@ -10,6 +10,9 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import IO
 
 from etalumis.ppx.errors import SimulatorError
@@ -18,10 +21,66 @@ _KEPT = 8192  # bytes of output kept
 _GRACE = 2.0  # seconds to end after SIGTERM
 
 
+# Remembers the process groups that it is told of; when the pipe from the engine closes, however the engine ended, it
+# kills those that are left and removes the folder of their sockets.
+_GUARD = """
+live=
+while read -r sign group; do
+    rest=
+    for known in $live; do [ "$known" = "$group" ] || rest="$rest $known"; done
+    if [ "$sign" = + ]; then live="$rest $group"; else live=$rest; fi
+done
+for group in $live; do kill -s KILL -- "-$group" 2>/dev/null; done
+rm -rf -- "$1"
+"""
+
+
+class Guard:
+    """Sees to it that no simulator outlives its engine, even one that was killed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @cached_property
+    def folder(self) -> Path:
+        """A private folder for the simulators' sockets, removed at the end."""
+        return Path(mkdtemp(prefix="etalumis-"))
+
+    def watch(self, group: int) -> None:
+        """A simulator was launched."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", _GUARD, "sh", str(self.folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._tell(f"+ {group}")
+
+    def forget(self, group: int) -> None:
+        """A simulator has ended: its number may be another's soon."""
+        self._tell(f"- {group}")
+
+    def close(self) -> None:
+        """No simulator is left."""
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+            self._process.wait()
+
+    def _tell(self, line: str) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(OSError):  # somebody killed the guard
+                self._process.stdin.write(f"{line}\n".encode())
+                self._process.stdin.flush()
+
+
 class SimulatorProcess:
     """A running simulator and the last of what it printed.
 
     Args:
+        guard: told of its launch and its end.
         command: program and arguments.
         environment: variables added to those of this process.
         directory: to run in.
@@ -30,7 +89,9 @@ class SimulatorProcess:
         SimulatorError: the program can't be started.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None, directory: str | None) -> None:
+    def __init__(
+        self, guard: Guard, command: Sequence[str], environment: Mapping[str, str] | None, directory: str | None
+    ) -> None:
         self.command = shlex.join(command)
         try:
             self._process = subprocess.Popen(
@@ -44,6 +105,8 @@ class SimulatorProcess:
             )
         except OSError as error:
             raise SimulatorError(f"the simulator can't be started: {self.command}: {error}") from error
+        self._guard = guard
+        guard.watch(self._process.pid)
         self._tail: deque[bytes] = deque()
         self._kept = 0
         assert self._process.stdout is not None
@@ -80,6 +143,7 @@ class SimulatorProcess:
                 self._process.wait(grace)
         self._signal(signal.SIGKILL)  # also what it left behind
         self._process.wait()
+        self._guard.forget(self._process.pid)
         self._reader.join(timeout=1.0)
         if not self._reader.is_alive():
             assert self._process.stdout is not None

@@ -7,7 +7,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Literal, NamedTuple
 
 import zmq
@@ -22,9 +21,10 @@ from etalumis.execution.model import as_observations
 from etalumis.ppx.batches import Batches
 from etalumis.ppx.connection import Connection, FaultError, Switchboard
 from etalumis.ppx.drive import drive
+from etalumis.ppx.process import Guard
 from etalumis.ppx.requests import follow
 from etalumis.ppx.slots import RemoteSlot
-from etalumis.ppx.worker import Launch, Worker, remove_folder
+from etalumis.ppx.worker import Launch, Worker
 
 Policy = Literal["retry", "drop", "raise"]
 _POLICIES = ("retry", "drop", "raise")
@@ -132,7 +132,6 @@ class RemoteModel:
         self._chains = CallChains(call_root.__code__)
         self.switchboard = Switchboard()
         context = zmq.Context()
-        folder = Path(mkdtemp(prefix="etalumis-"))
         places = [""] * workers if command else [address] if isinstance(address, str) else list(address or ())
         launches = [
             Launch(
@@ -147,8 +146,9 @@ class RemoteModel:
             )
             for place in places
         ]
-        self.workers = [Worker(n, launch, context, folder, self.addresses) for n, launch in enumerate(launches)]
-        self._finalizer = weakref.finalize(self, _close, self.workers, context, folder)
+        guard = Guard()
+        self.workers = [Worker(n, launch, context, guard, self.addresses) for n, launch in enumerate(launches)]
+        self._finalizer = weakref.finalize(self, _close, self.workers, context, guard)
 
     @property
     def name(self) -> str:
@@ -332,8 +332,8 @@ def _rebuild(arguments: dict[str, Any]) -> RemoteModel:
     return RemoteModel(**arguments)
 
 
-def _close(workers: Sequence[Worker], context: Any, folder: Path) -> None:
+def _close(workers: Sequence[Worker], context: Any, guard: Guard) -> None:
     for worker in workers:
         worker.close()
     context.term()
-    remove_folder(folder)
+    guard.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from etalumis.execution import AddressBook
@@ -12,7 +10,7 @@ from etalumis.ppx import messages as m
 from etalumis.ppx.columns import Interpreter
 from etalumis.ppx.connection import Connection, FaultError, Switchboard
 from etalumis.ppx.errors import SimulatorError
-from etalumis.ppx.process import SimulatorProcess
+from etalumis.ppx.process import Guard, SimulatorProcess
 
 SYSTEM = "etalumis"
 CAPABILITIES = (m.SCRIPT, m.ERROR, m.FAMILIES)
@@ -44,7 +42,7 @@ class Launch(NamedTuple):
 class Worker:
     """A simulator that is started, greeted and restarted whenever it is needed."""
 
-    def __init__(self, number: int, launch: Launch, context: Any, folder: Path, addresses: AddressBook) -> None:
+    def __init__(self, number: int, launch: Launch, context: Any, guard: Guard, addresses: AddressBook) -> None:
         self.number = number
         self.timeout = launch.timeout
         self.switchboard: Switchboard | None = None
@@ -53,7 +51,7 @@ class Worker:
         self.restarts = -1
         self._launch = launch
         self._context = context
-        self._folder = folder
+        self._guard = guard
         self._addresses = addresses
         self._process: SimulatorProcess | None = None
         self._connection: Connection | None = None
@@ -142,10 +140,12 @@ class Worker:
             address = launch.address
             if launch.command is not None:
                 self.restarts += 1
-                path = self._folder / f"{self.number}-{self.restarts}"  # its predecessor's socket is dead, not gone
+                path = (
+                    self._guard.folder / f"{self.number}-{self.restarts}"
+                )  # its predecessor's socket is dead, not gone
                 address = f"ipc://{path}"
                 command = [word.replace("{address}", address) for word in launch.command]
-                self._process = SimulatorProcess(command, launch.environment, launch.directory)
+                self._process = SimulatorProcess(self._guard, command, launch.environment, launch.directory)
             process = self._process
             death: Callable[[], str | None] = (lambda: None) if process is None else process.death
             self._connection = Connection(self._context, address, death, self.switchboard)
@@ -164,11 +164,3 @@ class Worker:
             if type(reply) is not m.Reset:  # it was in the middle of something, which is over now
                 raise FaultError(f"answered a handshake by {type(reply).__name__}")
         raise FaultError("answers handshakes by Reset")
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove the sockets' folder."""
-    with suppress(OSError):
-        for path in folder.iterdir():
-            path.unlink(missing_ok=True)
-        folder.rmdir()
