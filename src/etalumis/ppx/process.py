@@ -68,6 +68,8 @@ class Guard:
             with suppress(OSError):
                 self._process.stdin.close()
             self._process.wait()
+        elif "folder" in self.__dict__:  # made for a simulator that could not be started
+            self.folder.rmdir()
 
     def _tell(self, line: str) -> None:
         if self._process is not None and self._process.stdin is not None:
