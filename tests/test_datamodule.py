@@ -279,6 +279,7 @@ def test_fetching_ahead_is_bounded_and_ends_when_told() -> None:
 def test_loader_ends_early_and_starts_again(data: Path) -> None:
     module = ready(data, workers=1)
     loader = module.train_dataloader()
+    assert loader.waited == 0.0
     for _ in range(2):
         batches = iter(loader)
         first = next(batches)
@@ -287,15 +288,31 @@ def test_loader_ends_early_and_starts_again(data: Path) -> None:
     assert loader.waited > 0.0
 
 
-def test_parcels_hold_minibatches_exactly(data: Path) -> None:
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 1), slice(0, 0)])
+def test_parcels_hold_minibatches_exactly(data: Path, rows: slice) -> None:
     module = ready(data, workers=0)
-    batch = pack(next(module.batches()), layout_of(module))
+    batch = pack(next(module.batches()).select(np.arange(64)[rows]), layout_of(module))
     parcel = Parcel.wrap(batch)
     assert parcel.contents.dtype == torch.uint8
     opened = parcel.unwrap()
     assert_same(batch, opened)
     assert opened.order.dtype == batch.order.dtype
+    assert opened.order.tolist() == batch.order.tolist()
     assert opened.addresses.frames.tolist() == batch.addresses.frames.tolist()
+
+
+@pytest.mark.parametrize("name", ["gaussian", "branching"])
+def test_parcels_of_other_models(data: Path, name: str) -> None:
+    """Columns that NumPy made by broadcasting (a prior shared by all traces) travel too."""
+    batch = Dataset(data / name).read(0)
+    shapes = {column.name: () for column in batch.observes}
+    layout = Layout(shapes)
+    layout.grow(rows_of(batch))
+    packed = pack(batch, layout)
+    opened = Parcel.wrap(packed).unwrap()
+    for one, other in zip(packed.groups, opened.groups, strict=True):
+        assert one.columns.keys() == other.columns.keys()
+        assert all(torch.equal(one.columns[key], other.columns[key]) for key in one.columns)
 
 
 def test_datasets_that_do_not_fit(data: Path, tmp_path: Path) -> None:

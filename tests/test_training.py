@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -316,6 +320,26 @@ def test_without_validation_the_last_network_is_exported(data: Path, tmp_path: P
     module = train(data / "branching", tmp_path, "data.valid_fraction=0.0", "trainer.max_epochs=2")
     network, _ = checkpoint.load(tmp_path / "network.pt")
     assert_equal_state(network.state_dict(), module.network.state_dict())
+
+
+@pytest.mark.slow
+def test_interrupted_by_hand_and_gone_on_with(data: Path, tmp_path: Path) -> None:
+    """Ctrl-C in a real process with a loader process: a message, the exit code of interruption, then on."""
+    words = [f"data.train={data / 'gaussian'}", f"output={tmp_path}", "trainer.max_epochs=400", "logger=none"]
+    command = [sys.executable, "-m", "etalumis.cli", "train", *words, "data.workers=1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "epoch 2" in line:
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert "interrupted: the same command with resume=true goes on" in said
+    assert "Traceback" not in said
+    epoch = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"]
+    config = plain(compose("train", [*words, "data.workers=0", "resume=true", f"trainer.max_epochs={epoch + 3}"]))
+    assert fit(config).trainer.current_epoch == epoch + 3
 
 
 # --- every choice runs ----------------------------------------------------------------------------

@@ -31,20 +31,23 @@ def run(config: Mapping[str, Any]) -> Dataset:
     name = model.name
     close(model)
     started = time.monotonic()
-    with progress(f"simulate {name}", total) as report:
-        simulate(
-            partial(build_model, simulator),
-            config["output"],
-            total,
-            model=name,
-            seed=config["seed"],
-            workers=cores() if config["workers"] is None else config["workers"],
-            chunk_size=config["chunk_size"],
-            encoding=Encoding(**config["encoding"]),
-            shard_bytes=int(config["shard_mb"] * 2**20),
-            simulator=simulator,
-            progress=report,
-        )
+    try:
+        with progress(f"simulate {name}", total) as report:
+            simulate(
+                partial(build_model, simulator),
+                config["output"],
+                total,
+                model=name,
+                seed=config["seed"],
+                workers=cores() if config["workers"] is None else config["workers"],
+                chunk_size=config["chunk_size"],
+                encoding=Encoding(**config["encoding"]),
+                shard_bytes=int(config["shard_mb"] * 2**20),
+                simulator=simulator,
+                progress=report,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what was finished is kept; the same command again goes on") from None
     dataset = Dataset(config["output"])
     sys.stdout.write(f"{summary(dataset)}\n  time           {time.monotonic() - started:.1f} s\n")
     return dataset

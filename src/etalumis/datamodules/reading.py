@@ -5,6 +5,7 @@ Nothing here imports Lightning, so that these processes start quickly.
 
 from __future__ import annotations
 
+import signal
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -84,6 +85,11 @@ class Minibatches(TorchDataset):
         return pack(traces, self._layout, seed=self._seed, epoch=epoch if self._fresh_noise else 0)
 
 
+def ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal: the training process decides, loader processes end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Parcel(NamedTuple):
     """A minibatch on its way between processes: all its tensors in one, as sending many costs milliseconds.
 
@@ -98,30 +104,34 @@ class Parcel(NamedTuple):
     @classmethod
     def wrap(cls, batch: TrainingBatch) -> Parcel:
         """Put a minibatch together."""
-        pieces: list[Tensor] = []
+        tensors: list[Tensor] = []
+        places: list[_Place] = []
         end = 0
 
         def place(tensor: Tensor) -> _Place:
             nonlocal end
             start = -(-end // _ALIGNMENT) * _ALIGNMENT
-            raw = tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor.new_empty(0).byte()
-            pieces.extend((torch.empty(start - end, dtype=torch.uint8), raw))
-            end = start + len(raw)
-            return _Place(start, len(raw), tensor.dtype, tuple(tensor.shape))
+            tensors.append(tensor)
+            places.append(_Place(start, tensor.numel() * tensor.element_size(), tensor.dtype, tuple(tensor.shape)))
+            end = start + places[-1].size
+            return places[-1]
 
         form = _each(batch, Tensor, place)
-        return cls(torch.cat(pieces), form)
+        parcel = cls(torch.empty(end, dtype=torch.uint8), form)
+        for tensor, here in zip(tensors, places, strict=True):
+            parcel.tensor(here).copy_(tensor)
+        return parcel
 
     def unwrap(self) -> TrainingBatch:
         """The minibatch, its tensors views of ``contents``."""
 
-        def take(place: _Place) -> Tensor:
-            raw = self.contents[place.start : place.start + place.size]
-            return raw.view(place.dtype).view(place.shape)
-
-        batch = _each(self.form, _Place, take)
+        batch = _each(self.form, _Place, self.tensor)
         assert isinstance(batch, TrainingBatch)
         return batch
+
+    def tensor(self, place: _Place) -> Tensor:
+        """The tensor that lies at a place of ``contents``."""
+        return self.contents[place.start : place.start + place.size].view(place.dtype).view(place.shape)
 
 
 class _Place(NamedTuple):

@@ -131,6 +131,7 @@ class TracesDataModule(LightningDataModule):
             persistent_workers=self.workers > 0,
             prefetch_factor=4 if self.workers else None,
             multiprocessing_context=self._context,
+            worker_init_fn=reading.ignore_interrupts if self.workers else None,
             collate_fn=Parcel.wrap if self.workers else None,  # type: ignore[arg-type]  # gets no lists here
         )
 

@@ -33,6 +33,7 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     Raises:
         DatasetError: a dataset is missing or damaged.
         ConfigError: settings that don't go together.
+        KeyboardInterrupt: on Ctrl-C; says how to go on.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     output = Path(config["output"])
@@ -56,7 +57,12 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     with warnings.catch_warnings():
         for message in _MEANT:
             warnings.filterwarnings("ignore", message)
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            if trainer.interrupted:
+                raise KeyboardInterrupt("the same command with resume=true goes on after the last epoch") from None
+            raise
     return module
 
 
