@@ -10,9 +10,10 @@ import numpy as np
 from etalumis.report.samples import Array, Sample
 from etalumis.report.style import LOOKS, PRIOR, TRUTH, axis_label, category_label
 
-_RELIABLE = 30.0  # effective draws below which a sample neither sets the axes nor gets a contour
+_RELIABLE = 30.0  # effective draws below which a sample does not set the axes
 _CATEGORIES_SHOWN = 8
 _SMALLEST_SHOWN = 0.005
+_CONTOURED = 100.0  # effective draws below which a sample gets no contour
 _CROSS = {"markeredgewidth": 1.8, "clip_on": False, "zorder": 5}
 _JOINT_CELLS = 60
 _JOINT_SMOOTHING = 1.8  # cells
@@ -80,7 +81,7 @@ def joint(
     """Regions that hold 50 % and 90 % of each joint posterior, smoothed, with the true point."""
     spans = [span(name, samples, prior, truth.get(name)) for name in names]
     for sample, look in zip(samples, LOOKS, strict=False):
-        if min(map(sample.ess_of, names)) < _RELIABLE:
+        if min(map(sample.ess_of, names)) < _CONTOURED:
             continue  # a contour through a handful of points would be a fiction
         x, y, density, levels = _smooth_density(sample, names, spans)
         if look.fill:
