@@ -39,7 +39,7 @@ create_venv() {
     say "creating $venv with $("$python" --version) ($python)"
     "$python" -m venv "$venv"
     # Releases before 23 read neither package metadata on its own nor today's wheel tags.
-    "$venv/bin/python" -m pip install --quiet --no-input --upgrade 'pip>=23.2'
+    "$venv/bin/python" -m pip install -qq --no-input --upgrade 'pip>=23.2'
 }
 
 # The tag +cpu can only be met by a CPU build. A plain requirement would, on Linux, bring gigabytes of CUDA.

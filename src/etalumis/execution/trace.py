@@ -35,8 +35,8 @@ class Trace:
     """One execution: parallel lists with an entry per ``sample`` statement, the observes, the tags, the result.
 
         ``log_priors`` and ``log_proposals`` hold 0 at conditioned draws, whose density counts as likelihood. Where
-        a controller ended the execution early, ``ended`` is "rejected" and the likelihood is zero. Where a simulator broke
-    down and may be left out, ``ended`` is "failed": such a trace is no sample.
+        a controller ended the execution early, ``ended`` is "rejected" and the likelihood is zero. Where a simulator
+    broke down and may be left out, ``ended`` is "failed": such a trace is no sample.
     """
 
     __slots__ = (
