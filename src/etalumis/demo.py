@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.context import SpawnProcess
@@ -148,8 +148,9 @@ def infer_ic(config: Config, model: Simulator, event: Event) -> None:
     folder = Path(config["output"])
     if (folder / "post_ic").exists():
         return
-    engine = IC(folder / "network" / "network.pt")
-    posterior = engine.run(model, event.observe, config["demo"]["ic"]["num_traces"], config["seed"] + 2)
+    engine, count = IC(folder / "network" / "network.pt"), config["demo"]["ic"]["num_traces"]
+    with simulation.progress("IC", count) as report:
+        posterior = engine.run(model, event.observe, count, config["seed"] + 2, counting(report))
     posterior.save(folder / "post_ic")
 
 
@@ -187,6 +188,19 @@ def report(config: Config, model: Simulator, event: Event, console: Console) -> 
     return summary
 
 
+def counting(report: Callable[[int], None]) -> Callable[[int, str], None]:
+    """What engines tell (how much more is done) for one who wants to hear how much is done in all."""
+    done = 0
+    report(done)
+
+    def tell(amount: int, note: str) -> None:
+        nonlocal done
+        done += amount
+        report(done)
+
+    return tell
+
+
 # --- Markov chains in the background ----------------------------------------------------------------------------------
 
 
@@ -211,7 +225,7 @@ class Background:
         """
         if self._process is None:
             return
-        with simulation.progress("RMH", self._total) as report:
+        with simulation.progress("RMH", self._total, "steps") as report:
             while self._process.is_alive():
                 report(self._done.value)
                 self._process.join(_POLL_S)

@@ -72,24 +72,24 @@ def summary(dataset: Dataset) -> str:
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Report]:
-    """Yields a function to call with the number of traces done; the first call tells where the work starts from.
+def progress(description: str, total: int, unit: str = "traces") -> Iterator[Report]:
+    """Yields a function to call with the number of ``unit`` done; the first call tells where the work starts from.
 
     A bar with rate and time left on a terminal, else a line now and then.
     """
     with ExitStack() as stack:
-        bar = _Bar(stack, description, total) if sys.stderr.isatty() else _Lines(description, total)
+        bar = _Bar(stack, description, total, unit) if sys.stderr.isatty() else _Lines(description, total, unit)
         yield bar
 
 
 class _Bar:
-    def __init__(self, stack: ExitStack, description: str, total: int) -> None:
-        self._stack, self._description, self._total = stack, description, total
+    def __init__(self, stack: ExitStack, description: str, total: int, unit: str) -> None:
+        self._stack, self._description, self._total, self._unit = stack, description, total, unit
         self._done = -1
 
     def __call__(self, done: int) -> None:
         if self._done < 0:
-            bar = progress_bar(self._description, self._total - done, "traces", True)
+            bar = progress_bar(self._description, self._total - done, self._unit, True)
             self._report = self._stack.enter_context(bar)
         else:
             self._report(done - self._done, "")
@@ -97,8 +97,8 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self, description: str, total: int) -> None:
-        self._description, self._total = description, total
+    def __init__(self, description: str, total: int, unit: str) -> None:
+        self._description, self._total, self._unit = description, total, unit
         self._first = -1
 
     def __call__(self, done: int) -> None:
@@ -112,6 +112,7 @@ class _Lines:
         rate = (done - self._first) / (now - self._started)
         left = (self._total - done) / rate if rate else float("inf")
         sys.stderr.write(
-            f"{self._description}: {done:,} of {self._total:,} traces, {rate:,.0f} traces/s, {left:.0f} s left\n"
+            f"{self._description}: {done:,} of {self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s, "
+            f"{left:.0f} s left\n"
         )
         sys.stderr.flush()
