@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flatbuffers import encode
+from flatbuffers import number_types as N
+from flatbuffers.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -224,3 +227,33 @@ def test_mutated_messages_never_crash():
 def test_many_mutated_messages_never_crash():
     for frame in mutants(150_000, seed=2):
         survive(frame)
+
+
+def test_frames_are_flatbuffers_to_the_reference_library():
+    """The public runtime, which knows nothing of our writer, finds every field where the schema puts it."""
+    sample = m.Sample("[forward()+0x96]", "mu", d.Normal(1.5, 2.25), False)
+    frame = Encoder().encode(sample)
+    message = Table(frame, encode.Get(N.UOffsetTFlags.packer_type, frame, 0))
+
+    def field(table: Table, number: int) -> int:
+        offset = table.Offset(4 + 2 * number)
+        assert offset, f"field {number} is missing"
+        return offset
+
+    def child(table: Table, number: int) -> Table:
+        return Table(frame, table.Indirect(table.Pos + field(table, number)))
+
+    def scalar(tensor: Table) -> float:
+        start = tensor.Vector(field(tensor, 0))
+        assert tensor.VectorLen(field(tensor, 0)) == 1
+        assert start % 8 == 0, "doubles stand at multiples of their size"
+        return tensor.Get(N.Float64Flags, start)
+
+    assert message.Get(N.Uint8Flags, message.Pos + field(message, 0)) == 5
+    body = child(message, 1)
+    assert body.String(body.Pos + field(body, 0)) == sample.address.encode()
+    assert body.String(body.Pos + field(body, 1)) == b"mu"
+    assert body.Get(N.Uint8Flags, body.Pos + field(body, 2)) == 1
+    normal = child(body, 3)
+    assert (scalar(child(normal, 0)), scalar(child(normal, 1))) == (1.5, 2.25)
+    assert not body.Get(N.BoolFlags, body.Pos + field(body, 4))
