@@ -22,8 +22,7 @@ class SherpaRandom final : public ATOOLS::External_RNG {
 
 }  // namespace etalumis
 
-using namespace ATOOLS;  // NOLINT: Sherpa's macro expects it
-DECLARE_GETTER(etalumis::SherpaRandom, "Etalumis", External_RNG, RNG_Key);
+DECLARE_GETTER(etalumis::SherpaRandom, "Etalumis", ATOOLS::External_RNG, ATOOLS::RNG_Key);
 
 ATOOLS::External_RNG* ATOOLS::Getter<ATOOLS::External_RNG, ATOOLS::RNG_Key, etalumis::SherpaRandom>::operator()(
     const ATOOLS::RNG_Key&) const {
