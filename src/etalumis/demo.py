@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -58,7 +59,15 @@ def run(config: Config) -> Summary:
 
     Raises:
         DemoError: the output folder holds a demo of other settings, or a background process failed.
+        KeyboardInterrupt: on Ctrl-C; says how to go on.
     """
+    try:
+        return _steps(config)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on where it stopped") from None
+
+
+def _steps(config: Config) -> Summary:
     started = time.monotonic()
     folder, sizes = Path(config["output"]), config["demo"]
     console = Console() if sys.stdout.isatty() else Console(width=100)
@@ -252,6 +261,7 @@ def markov_chains(config: Config) -> Iterator[Background]:
 
 def _run_chains(done: Synchronized[int], config: Config) -> None:
     """Body of the background process; ``done`` counts steps."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal: the demo itself decides
     os.nice(_LOWER_PRIORITY)
     folder, settings = Path(config["output"]), config["demo"]["rmh"]
 
