@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from etalumis.execution import AddressBook, TraceBatch
 from etalumis.storage.codec import Buffer, decode_arrays, encode_arrays, from_npy, npy
 from etalumis.storage.errors import DatasetError
+from etalumis.storage.precision import narrow
 from etalumis.storage.tar import pack_span
 
 _ADDRESSES = "addresses.npy"
@@ -30,7 +31,8 @@ class Encoding:
     Attributes:
         observes: ``"parameters"`` keeps the parameters of each likelihood and drops values that were only drawn
             from it (readers draw fresh ones); ``"both"`` keeps them.
-        observe_dtype: type of likelihood parameters and values, ``"float32"`` or ``"float64"``.
+        observe_dtype: type of likelihood parameters and values: ``"float64"``, or ``"float32"`` for columns whose
+            rounding the likelihood does not see (by :data:`.precision.TOLERANCE`), while others stay float64.
         sparse_above: share of zeros from which an array is stored sparsely; 1 never does.
     """
 
@@ -142,18 +144,8 @@ def trim(batch: TraceBatch, encoding: Encoding) -> TraceBatch:
     for column in batch.observes:
         keep = column.observed or encoding.observes == "both"
         values = column.values if keep else None
-        columns.append(
-            replace(
-                column,
-                parameters=tuple(_stored(p, dtype) for p in column.parameters),
-                values=None if values is None else _stored(values, dtype),
-            )
-        )
+        columns.append(narrow(replace(column, values=values), dtype))
     return replace(batch, observes=tuple(columns))
-
-
-def _stored(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return array.astype(dtype) if array.dtype.kind == "f" else array
 
 
 def _used(batch: TraceBatch) -> list[int]:
