@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import etalumis as et
-from etalumis.distributions import Categorical, Normal, Stream, Uniform
+from etalumis.distributions import Beta, Categorical, Normal, Stream, Uniform
 from etalumis.execution import (
     Address,
     Controller,
@@ -24,6 +24,7 @@ from etalumis.execution import (
     run,
     run_lockstep,
 )
+from etalumis.execution.addresses import qualified_name, searched_name
 
 
 def gaussian():
@@ -149,6 +150,22 @@ class TestAddresses:
         assert bases[0] != bases[1]
         assert len(model.addresses[0].frames) == 2
 
+    def test_statements_in_comprehensions_belong_to_the_function_around(self):
+        def listed():
+            return [
+                et.sample(Normal(0.0, 1.0))
+                for _ in range(2)
+            ]  # fmt: skip
+
+        model, trace = execute(listed)
+        (base,) = {model.addresses[a].base for a in trace.addresses}
+        assert base.endswith("listed+2"), "the line that Python 3.12 gives, where the comprehension is inlined"
+
+    def test_qualified_names_without_the_codes_own(self):
+        function = TestAddresses.test_qualified_names_without_the_codes_own
+        assert qualified_name(function.__code__) == function.__qualname__
+        assert searched_name(function.__code__) == function.__qualname__
+
     def test_dictionary_round_trip_and_merge(self):
         model, _ = execute(rejection, index=2)
         book = et.AddressBook.from_json(model.addresses.to_json())
@@ -221,8 +238,17 @@ class TestConditioning:
         weights = [t.log_weight for t in run(et.Model(branching), observe={"y": 0.0}, indices=range(50))]
         assert {w == 0.0 for w in weights} == {True, False}
 
+    def test_an_infinite_density_is_an_error(self):
+        def pole():
+            et.observe(Beta(0.5, 2.0), name="y")
+
+        with pytest.raises(et.DensityError, match=r"infinite at address.*pole\+1"):
+            execute(pole, observe={"y": 0.0})
+        with pytest.raises(et.DensityError, match="factor 'f' of trace 0"):
+            execute(lambda: et.factor(math.inf, name="f"))
+
     def test_wrong_shape_is_an_error(self):
-        with pytest.raises(et.ObservationError, match="shape"):
+        with pytest.raises(et.ObservationError, match=r"shape.*takes a list"):
             execute(gaussian, observe={"obs0": np.zeros(3)})
 
     def test_factor(self):

@@ -10,6 +10,7 @@ import pytest
 
 import etalumis as et
 from etalumis.distributions import (
+    Bernoulli,
     Beta,
     Binomial,
     Categorical,
@@ -64,6 +65,23 @@ def engine(request: pytest.FixtureRequest) -> Callable[..., et.LMH]:
 
 
 # --- exact answers ------------------------------------------------------------------------------------------------
+
+
+def conditioned_branch() -> None:
+    """As many draws in either branch: a free one here, a conditioned one there."""
+    if et.sample(Bernoulli(0.5), name="b"):
+        x = et.sample(Normal(0.0, 0.1), name="x")
+    else:
+        x = et.sample(Normal(0.0, 1.0), name="c")
+    et.observe(Normal(x, 1.0), name="y")
+
+
+def test_a_free_draw_against_a_conditioned_one(engine: Callable[..., et.LMH]) -> None:
+    observe = {"c": 0.5, "y": 0.0}
+    here = math.exp(Normal(0.0, math.sqrt(1.01)).log_prob(0.0))
+    there = math.exp(Normal(0.0, 1.0).log_prob(0.5) + Normal(0.5, 1.0).log_prob(0.0))
+    post = et.posterior(et.Model(conditioned_branch), observe, engine(**SHORT), num_traces=8_000, seed=5)
+    assert z_probabilities(post, "b", np.array([there, here]) / (here + there)) < TOLERANCE
 
 
 def test_gaussian(engine: Callable[..., et.LMH]) -> None:

@@ -153,8 +153,14 @@ def test_damage_is_noticed(executed):
         TraceBatch.from_arrays(arrays | {"lengths": arrays["lengths"] + 1}, meta, built.addresses)
 
 
+def test_numpy_scalars_are_plain_ones():
+    built = et.Model(lambda: et.tag(np.bool_(True), name="flag"))
+    batch = TraceBatch.from_traces(list(run(built, indices=range(2))), built.addresses)
+    assert batch.to_arrays()[1]["tags"][0]["values"] == [True, True]
+
+
 def test_objects_stay_in_memory_only():
     built = et.Model(lambda: et.tag(object(), name="thing"))
     batch = TraceBatch.from_traces(list(run(built, indices=range(2))), built.addresses)
-    with pytest.raises(TypeError, match="'thing' holds a object"):
+    with pytest.raises(TypeError, match=r"'thing' holds .*object"):
         batch.to_arrays()

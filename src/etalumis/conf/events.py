@@ -33,7 +33,10 @@ def simulate_event(model: Simulator, seed: int = 0, index: int = 0) -> Event:
             observed.setdefault(statement.name, []).append(statement.value)
     if not observed:
         raise ValueError(f"trace {index} of {model.name!r} observes nothing under a name: there is nothing to infer")
-    observe = {name: np.asarray(values[0] if len(values) == 1 else values) for name, values in observed.items()}
+    observe = {
+        name: np.asarray(values[0]) if len(values) == 1 else [np.asarray(value) for value in values]
+        for name, values in observed.items()
+    }
     pairs = [(name, value) for name, value in zip(trace.names, trace.values, strict=True) if name]
     pairs += [(tag.name, tag.value) for tag in trace.tags if tag.name]
     times = Counter(name for name, _ in pairs)

@@ -8,10 +8,11 @@ nothing; or an explicit string. The instance counts statements of one (base, fam
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -179,15 +180,28 @@ class CallChains:
     def _spell(self, frame: FrameType) -> tuple[str, list[CodeType]]:
         parts: list[str] = []
         codes: list[CodeType] = []
+        line: int | None = None  # of the innermost inlined frame: where the inlining function would be
         caller: FrameType | None = frame
         while caller is not None and caller.f_code is not self._root:
             code = caller.f_code
             codes.append(code)
+            line = caller.f_lineno if line is None else line
             if code.co_name not in _INLINED:
-                name = getattr(code, "co_qualname", code.co_name)
-                parts.append(f"{name}+{caller.f_lineno - code.co_firstlineno}")
+                parts.append(f"{qualified_name(code)}+{line - code.co_firstlineno}")
+                line = None
             caller = caller.f_back
         return "; ".join(reversed(parts)), codes
+
+
+def qualified_name(code: CodeType) -> str:
+    """The qualified name of the function that this code belongs to."""
+    return str(getattr(code, "co_qualname", None) or searched_name(code))
+
+
+def searched_name(code: CodeType) -> str:
+    """The same before Python 3.11, where code does not know it: from a function that has this code."""
+    owners = (owner for owner in gc.get_referrers(code) if isinstance(owner, FunctionType))
+    return next((owner.__qualname__ for owner in owners), code.co_name)
 
 
 def _hash(address: Address) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -269,7 +270,7 @@ class Column:
         arrays = [v for v in filled if isinstance(v, np.ndarray)]
         if len(arrays) == len(filled) and len({a.shape[1:] for a in arrays}) == 1:
             return cls(columns[0].name, rows, np.concatenate(arrays))
-        return cls(columns[0].name, rows, [value for values in filled for value in values])
+        return cls(columns[0].name, rows, [value for values in filled for value in _as_list(values)])
 
     def select(self, rows: NDArray[np.int64], count: int) -> Column:
         kept, places = _select(self.rows, rows, count)
@@ -285,8 +286,8 @@ class Column:
             for value in self.values:
                 if not _is_json(value):
                     raise TypeError(
-                        f"{self.name!r} holds a {type(value).__name__}, which can't be saved safely; "
-                        "tag or return numbers, arrays, strings, booleans, or lists and dicts of them"
+                        f"{self.name!r} holds {value!r} ({type(value).__name__}), which can't be saved; tag or return "
+                        "numbers, arrays of one shape, strings, booleans, or lists and dicts of finite ones"
                     )
             meta["values"] = self.values
         return meta
@@ -330,7 +331,8 @@ def _select(have: NDArray[np.int64], rows: NDArray[np.int64], count: int) -> tup
 
 
 def _as_array(values: list[Any]) -> NDArray[Any] | list[Any]:
-    numeric = (int, float, np.number, np.ndarray)
+    values = [value.item() if isinstance(value, np.generic) else value for value in values]
+    numeric = (int, float, np.ndarray)
     if not values or not all(isinstance(v, numeric) and not isinstance(v, bool) for v in values):
         return values
     if len({np.shape(v) for v in values}) > 1:
@@ -339,9 +341,18 @@ def _as_array(values: list[Any]) -> NDArray[Any] | list[Any]:
     return array if array.dtype.kind in "iuf" else values
 
 
+def _as_list(values: NDArray[Any] | list[Any]) -> list[Any]:
+    if not isinstance(values, np.ndarray):
+        return values
+    numbers: list[Any] = values.tolist() if values.ndim == 1 else list(values)
+    return numbers
+
+
 def _is_json(value: Any) -> bool:
-    if value is None or isinstance(value, (str, bool, int, float)):
+    if value is None or isinstance(value, (str, bool, int)):
         return True
+    if isinstance(value, float):
+        return math.isfinite(value)
     if isinstance(value, (list, tuple)):
         return all(map(_is_json, value))
     return isinstance(value, dict) and all(isinstance(k, str) and _is_json(v) for k, v in value.items())

@@ -12,7 +12,7 @@ class ObservationError(ValueError):
 
 
 class DensityError(ArithmeticError):
-    """A log density is not a number."""
+    """A log density is not a number, or infinite."""
 
 
 class Reject(BaseException):

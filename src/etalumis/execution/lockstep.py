@@ -145,7 +145,7 @@ class _ThreadSlot(Slot):
             self.index = index
             try:
                 self._outbox.put(self.execute())
-            except Exception as error:
+            except BaseException as error:  # a simulator that exits must not leave the engine waiting
                 self._outbox.put(error)
 
     def wait(self, request: Request) -> Answer:

@@ -20,6 +20,7 @@ from etalumis.execution.observations import Observations
 from etalumis.execution.trace import REJECTED, Observed, Tagged, Trace
 
 _NEVER = -float("inf")
+_EVER = float("inf")
 _current: ContextVar[Statements | None] = ContextVar("etalumis_execution", default=None)
 
 
@@ -131,8 +132,8 @@ class Execution:
         trace.log_proposals.append(log_proposal)
         trace.controlled.append(control and not conditioned)
         trace.conditioned.append(conditioned)
-        if log_prob != log_prob or log_proposal != log_proposal:
-            raise self._not_a_number(address, distribution, value)
+        if not (log_prob < _EVER and log_proposal < _EVER):  # infinite, or not a number
+            raise self._not_finite(log_prob, address, distribution, value)
         if log_prob == _NEVER and self._reject_zero:
             raise Reject
         return value
@@ -159,8 +160,8 @@ class Execution:
             return
         log_prob = distribution.log_prob(value)
         trace.observes.append(Observed(address, name, distribution, value, True, log_prob))
-        if log_prob != log_prob:
-            raise self._not_a_number(address, distribution, value)
+        if not log_prob < _EVER:
+            raise self._not_finite(log_prob, address, distribution, value)
         trace.log_likelihood += log_prob
         if log_prob == _NEVER and self._reject_zero:
             raise Reject
@@ -171,8 +172,11 @@ class Execution:
         self.trace.tags.append(Tagged(self._address(base, "Tag", TAG), name, value))
 
     def factor(self, log_weight: float, name: str) -> None:
-        if log_weight != log_weight:
-            raise DensityError(f"factor {name!r} is not a number")
+        if not log_weight < _EVER:
+            raise DensityError(
+                f"factor {name!r} of trace {self.trace.index} is {log_weight!r}; look for a NaN or an overflow in the "
+                "numbers that make it"
+            )
         self.trace.log_likelihood += log_weight
         if log_weight == _NEVER and self._reject_zero:
             raise Reject
@@ -189,10 +193,15 @@ class Execution:
         value = self._observations.value(name, count, distribution.shape)
         return value if distribution.shape else distribution.cast(value)
 
-    def _not_a_number(self, address: int, distribution: Distribution, value: Any) -> DensityError:
+    def _not_finite(self, log_prob: float, address: int, distribution: Distribution, value: Any) -> DensityError:
+        what, hint = (
+            ("infinite", "a weight can't be: keep the value off the point where the density has its pole")
+            if log_prob == _EVER
+            else ("not a number", "look for a NaN among the parameters or the data there")
+        )
         return DensityError(
-            f"log density is not a number at address {self._book[address]} of trace {self.trace.index}: "
-            f"{distribution!r} at value {value!r}; look for a NaN among the parameters or the data there"
+            f"log density is {what} at address {self._book[address]} of trace {self.trace.index}: "
+            f"{distribution!r} at value {value!r}; {hint}"
         )
 
 

@@ -55,11 +55,11 @@ class Observations:
         if shape:
             array = np.asarray(value, dtype=np.float64)
             if array.shape != shape:
-                raise ObservationError(f"observe[{name!r}] has shape {array.shape}; the model observes {shape}")
+                raise _misshapen(name, array.shape, f"shape {shape}")
             return array
         if np.ndim(value):
             if np.size(value) != 1:
-                raise ObservationError(f"observe[{name!r}] has shape {np.shape(value)}; the model observes a number")
+                raise _misshapen(name, np.shape(value), "a number")
             return np.asarray(value).item()
         return value
 
@@ -71,3 +71,10 @@ class Observations:
             raise ObservationError(
                 f"no execution met an observation named {' or '.join(map(repr, unused))}; the model's names are {names}"
             )
+
+
+def _misshapen(name: str, shape: tuple[int, ...], wanted: str) -> ObservationError:
+    return ObservationError(
+        f"observe[{name!r}] has shape {shape}, but the model observes {wanted}; a name met several times takes a list "
+        "with a value for each meeting"
+    )

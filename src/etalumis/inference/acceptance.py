@@ -113,10 +113,18 @@ def log_prior_change(old: Trace, new: Trace, fresh: Collection[int]) -> float:
         fresh: addresses whose values in ``new`` were drawn anew from the prior.
     """
     change = new.log_prior - old.log_prior
-    if not fresh and len(new) == len(old):
+    if not fresh and new.addresses == old.addresses and new.conditioned == old.conditioned:
         return change  # the same statements, nothing fresh and nothing stale
-    before = dict(zip(old.addresses, old.log_priors, strict=True))
-    after = dict(zip(new.addresses, new.log_priors, strict=True))
+    before, after = _log_priors(old), _log_priors(new)
     change -= sum(after[address] for address in fresh)
     stale = (before.keys() - after.keys()) | (before.keys() & set(fresh))
     return change + sum(before[address] for address in stale)
+
+
+def _log_priors(trace: Trace) -> dict[int, float]:
+    """Log priors by address of the draws that belong to the state: conditioned ones do not."""
+    return {
+        address: log_prior
+        for address, log_prior, conditioned in zip(trace.addresses, trace.log_priors, trace.conditioned, strict=True)
+        if not conditioned
+    }

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etalumis.distributions import Distribution, Stream
-from etalumis.execution import FINISHED, Answer, Controller, Observations, Prior, Simulator, Trace, TraceBatch
+from etalumis.execution import FAILED, FINISHED, Answer, Controller, Observations, Prior, Simulator, Trace, TraceBatch
 from etalumis.execution.controllers import Script
 from etalumis.execution.model import met_names
 from etalumis.inference.acceptance import Move, Sites, log_prior_change
@@ -60,7 +60,11 @@ class Reuse(Controller):
 
     def adopt(self, trace: Trace) -> None:
         """From now on reuse this trace's values."""
-        self.values = dict(zip(trace.addresses, trace.values, strict=True))
+        self.values = {
+            address: value
+            for address, value, conditioned in zip(trace.addresses, trace.values, trace.conditioned, strict=True)
+            if not conditioned
+        }
         self.shapes = {
             address: distribution.shape
             for address, distribution in zip(trace.addresses, trace.distributions, strict=True)
@@ -105,6 +109,7 @@ class Chain:
         self._reuse = Reuse()
         self._steps = 0
         self.executions = 0
+        self.failed = 0  # executions that a simulator's policy dropped
         self.names: set[str] = set()  # that the first executions could have been conditioned by
         self.tally: dict[int, list[int]] = {}  # address: moves proposed, moves accepted
         self.adapting = True
@@ -201,9 +206,11 @@ class Chain:
     def _execute(self, controller: Controller) -> Trace:
         index = self.executions
         self.executions = index + 1
-        return self._model.execute(
+        trace = self._model.execute(
             controller, self._observe, self._draws, index, reject_zero=True, draw_observations=False
         )
+        self.failed += trace.ended == FAILED
+        return trace
 
     def _irreproducible(self, address: int) -> InferenceError:
         return InferenceError(

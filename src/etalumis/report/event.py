@@ -1,7 +1,8 @@
 """One event on disk: what was observed, and, where it was simulated, what was true.
 
 An event is an ``.npz`` file of plain arrays (no pickles): one per observation under its name, true values under
-``truth/NAME``, and names of categories under ``labels/NAME``. Engines read the observations, reports the rest.
+``truth/NAME``, and names of categories under ``labels/NAME``. An observation whose name comes several times in an
+execution stands under ``each/NAME``, one row a time. Engines read the observations, reports the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-_TRUTH, _LABELS = "truth/", "labels/"
+_TRUTH, _LABELS, _EACH = "truth/", "labels/", "each/"
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,20 @@ class Event:
     """An observation to infer from.
 
     Attributes:
-        observe: observed values by name, as engines take them.
+        observe: observed values by name, as engines take them: a list where a name comes several times.
         truth: true values of draws and tags by name; empty for real data.
         labels: for categorical variables, what each value is called.
     """
 
-    observe: Mapping[str, NDArray[np.float64]]
+    observe: Mapping[str, NDArray[np.float64] | list[NDArray[np.float64]]]
     truth: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write the file, complete or not at all."""
-        arrays: dict[str, NDArray] = {name: np.asarray(value) for name, value in self.observe.items()}
+        arrays: dict[str, NDArray] = {
+            (_EACH if isinstance(value, list) else "") + name: np.asarray(value) for name, value in self.observe.items()
+        }
         arrays |= {_TRUTH + name: np.asarray(value, dtype=np.float64) for name, value in self.truth.items()}
         arrays |= {_LABELS + name: np.asarray(names, dtype=np.str_) for name, names in self.labels.items()}
         path = Path(path)
@@ -53,7 +56,7 @@ class Event:
         Raises:
             ValueError: there is no such file, or it is not an ``.npz`` file of plain arrays.
         """
-        observe: dict[str, NDArray] = {}
+        observe: dict[str, NDArray | list[NDArray]] = {}
         truth: dict[str, float] = {}
         labels: dict[str, tuple[str, ...]] = {}
         try:
@@ -63,6 +66,8 @@ class Event:
                         truth[key.removeprefix(_TRUTH)] = float(arrays[key])
                     elif key.startswith(_LABELS):
                         labels[key.removeprefix(_LABELS)] = tuple(arrays[key].tolist())
+                    elif key.startswith(_EACH):
+                        observe[key.removeprefix(_EACH)] = list(arrays[key])
                     else:
                         observe[key] = arrays[key]
         except FileNotFoundError as error:
