@@ -135,7 +135,7 @@ class Algorithm1:
 
     def sub_minibatch(self, batch: TraceBatch, rows: list[int], observations: dict[str, Tensor]) -> Tensor:
         """Sum of log q over traces with the same addresses (and numbers of categories)."""
-        network, d = self.network, self.dense
+        network = self.network
         core, projection = network.core, network.projection
         size = core.size
         embedded = network.observations(observations)
@@ -191,7 +191,6 @@ class Algorithm1:
                 z = torch.asinh(columns["z"])[:, None]
                 value = F.silu(z * rows_of_values[0] + rows_of_values[1])
             total = total + log_q.sum()
-        assert d
         return total
 
     def address(self, known: Known) -> Tensor:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from etalumis.networks.banks import Bank, Groups, banks_of, grouped_linear, normal, zeros
+from etalumis.networks.banks import Bank, banks_of, normal, zeros
+from etalumis.networks.grouped import Groups, grouped_linear
 
 
 def bank(shape: tuple[int, ...], rows: int, capacity: int | None = None, seed: int = 0) -> Bank:

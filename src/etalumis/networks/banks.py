@@ -4,7 +4,7 @@ A bank holds one row of a fixed shape per address, in *pages* of fixed capacity:
 moves what exists, so live graphs, optimiser state and averaged copies stay valid. A step touches only the rows
 that its minibatch uses, forward, backward and in the optimiser.
 
-A bank owns its gradient. The autograd functions below return no gradient for the page parameters (their
+A bank owns its gradient. The autograd functions that read it return no gradient for the page parameters (their
 ``.grad`` stays None) and add ``RowGrad(ids, rows)`` to the bank instead, where backward passes accumulate until
 :meth:`Bank.clear_gradient`. A dense gradient would be as large as the bank, and a sparse tensor in ``.grad``
 can't be accumulated in place, clipped, or read by fused optimisers.
@@ -13,12 +13,13 @@ can't be accumulated in place, clipped, or read by fused optimisers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+
+from etalumis.networks.autocast import without_autocast
 
 _PAGE_BYTES = 1 << 22
 _MOST_ROWS_A_PAGE = 1024
@@ -68,6 +69,10 @@ class Bank(nn.Module):
         """The pages, each (capacity, *shape)."""
         return [cast("nn.Parameter", page) for page in self._parameters.values()]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._anchor.dtype
+
     def __len__(self) -> int:
         return self.used
 
@@ -80,7 +85,7 @@ class Bank(nn.Module):
         """Views of rows, or copies where the dtype is another."""
         pages = [page.detach() for page in self.pages]
         rows = [pages[number // self.capacity][number % self.capacity] for number in numbers]
-        return rows if dtype == self._anchor.dtype else [row.to(dtype) for row in rows]
+        return rows if dtype == self.dtype else [row.to(dtype) for row in rows]
 
     @property
     def rows(self) -> Tensor:
@@ -145,7 +150,7 @@ class Bank(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """The rows of *distinct* ids (n,), int64 on the CPU: (n, *shape), differentiable."""
-        out: Tensor = _function(_Lookup, self._anchor).apply(self, ids, *self.pages)
+        out: Tensor = _LOOKUP[self._anchor.device.type].apply(self, ids, *self.pages)
         return out
 
     def gather(self, ids: Tensor) -> Tensor:
@@ -225,39 +230,7 @@ def banks_of(module: nn.Module) -> dict[str, Bank]:
     return {name: child for name, child in module.named_modules() if isinstance(child, Bank)}
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Draws sorted by address row: the first ``sizes[0]`` of them use row ``rows[0]`` of a bank, and so on."""
-
-    rows: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
-def grouped_linear(x: Tensor, weight: Bank, bias: Bank, groups: Groups) -> Tensor:
-    """y = x @ W[row] + b[row] for draws sorted by row.
-
-    Args:
-        x: (n, inputs).
-        weight: rows (inputs, outputs).
-        bias: rows (outputs,).
-        groups: which draws use which row.
-
-    Returns:
-        (n, outputs), in the autocast dtype where autocast is on, else in the dtype of ``x``.
-    """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    function = _function(_GroupedLinear, x)
-    y: Tensor = function.apply(x, weight, bias, groups, dtype, *weight.pages, *bias.pages)
-    return y
-
-
-# --- autograd functions ---------------------------------------------------------------------------------------
-#
-# Pages are arguments only so that a graph is made; their gradient is None. The products run in the dtype that
-# the caller chose and with autocast off: it would cast whole pages.
-
-
+# The pages are arguments only so that a graph is made; their gradient is None.
 class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bank: Bank, ids: Tensor, *pages: Tensor) -> Tensor:
@@ -268,69 +241,9 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
         if ctx.bank.wants_gradient:
             # A copy: autograd may hand out one buffer, or an expanded view, several times.
-            ctx.bank.accumulate(ctx.ids, gradient.to(ctx.bank._anchor.dtype, copy=True).contiguous())
+            ctx.bank.accumulate(ctx.ids, gradient.to(ctx.bank.dtype, copy=True).contiguous())
         none: tuple[None, ...] = (None,) * (2 + ctx.pages)
         return none
 
 
-class _GroupedLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Bank, bias: Bank, groups: Groups, dtype: torch.dtype, *pages: Tensor
-    ) -> Tensor:
-        ctx.x_dtype = x.dtype
-        x = x.to(dtype)
-        ctx.save_for_backward(x)
-        ctx.weight, ctx.bias, ctx.groups, ctx.pages = weight, bias, groups, len(pages)
-        sizes = list(groups.sizes)
-        y = x.new_empty((len(x), weight.shape[1]))
-        parts = zip(torch.split(x, sizes), torch.split(y, sizes), strict=True)
-        rows = zip(weight.views(groups.rows, dtype), bias.views(groups.rows, dtype), strict=True)
-        for (x_k, y_k), (w, b) in zip(parts, rows, strict=True):
-            torch.addmm(b, x_k, w, out=y_k)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        weight, bias, groups = ctx.weight, ctx.bias, ctx.groups
-        sizes = list(groups.sizes)
-        dy = dy.to(x.dtype).contiguous()
-        pieces = torch.split(dy, sizes)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = torch.empty_like(x)
-            parts = zip(pieces, weight.views(groups.rows, x.dtype), torch.split(dx, sizes), strict=True)
-            for dy_k, w, dx_k in parts:
-                torch.mm(dy_k, w.t(), out=dx_k)
-            dx = dx.to(ctx.x_dtype)
-        if weight.wants_gradient:
-            dw = x.new_empty((len(sizes), *weight.shape))
-            for x_k, dy_k, dw_k in zip(torch.split(x.t(), sizes, 1), pieces, dw.unbind(0), strict=True):
-                torch.mm(x_k, dy_k, out=dw_k)
-            db = x.new_empty((len(sizes), *bias.shape))
-            for dy_k, db_k in zip(pieces, db.unbind(0), strict=True):
-                torch.sum(dy_k, 0, out=db_k)
-            ids = torch.tensor(groups.rows)
-            weight.accumulate(ids, dw.to(weight._anchor.dtype))
-            bias.accumulate(ids, db.to(bias._anchor.dtype))
-        return (dx, *(None,) * (4 + ctx.pages))
-
-
-def _for_device(function: type[torch.autograd.Function], device: str) -> type[torch.autograd.Function]:
-    """The function with autocast off in its forward and its backward pass on a device."""
-    forward: Any = torch.amp.custom_fwd(function.forward, device_type=device, cast_inputs=torch.float32)
-    backward: Any = torch.amp.custom_bwd(function.backward, device_type=device)
-    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(f"{function.__name__}_{device}", (torch.autograd.Function,), members)
-
-
-_FUNCTIONS: dict[tuple[type[torch.autograd.Function], str], type[torch.autograd.Function]] = {
-    (function, device): _for_device(function, device)
-    for function in (_Lookup, _GroupedLinear)
-    for device in ("cpu", "cuda")
-}
-
-
-def _function(function: type[torch.autograd.Function], like: Tensor) -> Any:
-    return _FUNCTIONS[function, like.device.type]
+_LOOKUP = without_autocast(_Lookup)

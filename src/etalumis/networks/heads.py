@@ -13,7 +13,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from etalumis.networks.banks import Bank, grouped_linear, uniform, zeros
+from etalumis.networks.banks import Bank, uniform, zeros
+from etalumis.networks.grouped import grouped_linear
 from etalumis.networks.packing import DrawGroup
 
 _ALIGNMENT = 8  # matrix kernels want rows that are a multiple of this

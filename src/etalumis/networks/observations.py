@@ -178,7 +178,7 @@ def default_embedding(shape: Sequence[int]) -> dict[str, Any]:
     if len(shape) == 2:
         return {"kind": "cnn2d" if min(shape) >= _PAPER_AXIS else "mlp", "compress": "none", "standardise": "all"}
     kind = "cnn3d" if len(shape) == 3 and min(shape) >= _PAPER_AXIS else "cnn3d_small" if len(shape) == 3 else "mlp"
-    return {"kind": kind, "compress": "asinh", "standardise": "all"}
+    return {"kind": kind, "compress": "none", "standardise": "all"}
 
 
 class ObservationEmbedding(nn.Module):

@@ -20,9 +20,9 @@ from torch import Tensor
 from etalumis.distributions import BY_CODE
 from etalumis.execution import TraceBatch
 from etalumis.execution.columns import gather
-from etalumis.networks.banks import Groups
 from etalumis.networks.columns import UnreachableError, category_columns, coordinate_columns
 from etalumis.networks.errors import ProposalError
+from etalumis.networks.grouped import Groups
 from etalumis.networks.layout import CATEGORICAL, UNKNOWN, Known, Layout, category_counts, trainable
 from etalumis.networks.observed import observed_values
 

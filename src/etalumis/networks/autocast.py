@@ -1,0 +1,24 @@
+"""Autograd functions that choose their own precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_DEVICES = ("cpu", "cuda")
+
+
+def without_autocast(function: type[torch.autograd.Function]) -> dict[str, Any]:
+    """By device type, the function with autocast off in its forward and its backward pass.
+
+    Autocast would cast whole pages of a bank where a few rows are needed.
+    """
+    return {device: _for_device(function, device) for device in _DEVICES}
+
+
+def _for_device(function: type[torch.autograd.Function], device: str) -> type[torch.autograd.Function]:
+    forward: Any = torch.amp.custom_fwd(function.forward, device_type=device, cast_inputs=torch.float32)
+    backward: Any = torch.amp.custom_bwd(function.backward, device_type=device)
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(f"{function.__name__}_{device}", (torch.autograd.Function,), members)

@@ -1,0 +1,91 @@
+"""One linear layer per address, over draws sorted by address: a loop of matrix products on slices.
+
+Gathering a weight per draw for a batched product would copy the layer once for every draw; indexing the bank in
+the loop would make a gradient as large as the bank for every address.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from etalumis.networks.autocast import without_autocast
+from etalumis.networks.banks import Bank
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Draws sorted by address row: the first ``sizes[0]`` of them use row ``rows[0]`` of a bank, and so on."""
+
+    rows: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+def grouped_linear(x: Tensor, weight: Bank, bias: Bank, groups: Groups) -> Tensor:
+    """y = x @ W[row] + b[row] for draws sorted by row.
+
+    Args:
+        x: (n, inputs).
+        weight: rows (inputs, outputs).
+        bias: rows (outputs,).
+        groups: which draws use which row.
+
+    Returns:
+        (n, outputs), in the autocast dtype where autocast is on, else in the dtype of ``x``.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    function = _GROUPED_LINEAR[device]
+    y: Tensor = function.apply(x, weight, bias, groups, dtype, *weight.pages, *bias.pages)
+    return y
+
+
+# The pages are arguments only so that a graph is made; their gradient is None.
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Bank, bias: Bank, groups: Groups, dtype: torch.dtype, *pages: Tensor
+    ) -> Tensor:
+        ctx.x_dtype = x.dtype
+        x = x.to(dtype)
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.bias, ctx.groups, ctx.pages = weight, bias, groups, len(pages)
+        sizes = list(groups.sizes)
+        y = x.new_empty((len(x), weight.shape[1]))
+        parts = zip(torch.split(x, sizes), torch.split(y, sizes), strict=True)
+        rows = zip(weight.views(groups.rows, dtype), bias.views(groups.rows, dtype), strict=True)
+        for (x_k, y_k), (w, b) in zip(parts, rows, strict=True):
+            torch.addmm(b, x_k, w, out=y_k)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        weight, bias, groups = ctx.weight, ctx.bias, ctx.groups
+        sizes = list(groups.sizes)
+        dy = dy.to(x.dtype).contiguous()
+        pieces = torch.split(dy, sizes)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.empty_like(x)
+            parts = zip(pieces, weight.views(groups.rows, x.dtype), torch.split(dx, sizes), strict=True)
+            for dy_k, w, dx_k in parts:
+                torch.mm(dy_k, w.t(), out=dx_k)
+            dx = dx.to(ctx.x_dtype)
+        if weight.wants_gradient:
+            dw = x.new_empty((len(sizes), *weight.shape))
+            for x_k, dy_k, dw_k in zip(torch.split(x.t(), sizes, 1), pieces, dw.unbind(0), strict=True):
+                torch.mm(x_k, dy_k, out=dw_k)
+            db = x.new_empty((len(sizes), *bias.shape))
+            for dy_k, db_k in zip(pieces, db.unbind(0), strict=True):
+                torch.sum(dy_k, 0, out=db_k)
+            ids = torch.tensor(groups.rows)
+            weight.accumulate(ids, dw.to(weight.dtype))
+            bias.accumulate(ids, db.to(bias.dtype))
+        return (dx, *(None,) * (4 + ctx.pages))
+
+
+_GROUPED_LINEAR = without_autocast(_GroupedLinear)
