@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from etalumis.conf.build import build_model, close
+from etalumis.inference.engine import left_out
 from etalumis.inference.progress import progress_bar
 from etalumis.storage import Dataset, Encoding, simulate
 from etalumis.storage.simulate import Report
@@ -56,6 +57,7 @@ def run(config: Mapping[str, Any]) -> Dataset:
 def summary(dataset: Dataset) -> str:
     """What a dataset holds, in a few lines."""
     m = dataset.manifest
+    failed = 0 if m.origin.num_traces is None else m.origin.num_traces - m.traces
     observes = ", ".join(f"{name} {tuple(o['shape']) or ''}".strip() for name, o in m.observes.items()) or "nothing"
     return "\n".join(
         (
@@ -67,6 +69,7 @@ def summary(dataset: Dataset) -> str:
             f"  trace types    {m.trace_types:,}",
             f"  addresses      {len(dataset.addresses):,}",
             f"  observes       {observes}",
+            *(f"  warning        {message}" for message in left_out(m.traces + failed, failed)),
         )
     )
 

@@ -37,7 +37,7 @@ def prior(
     with progress_bar("prior", num_traces, "traces", progress) as report:
         traces = execute(plan, num_traces, workers, report)
     info = {"engine": "prior", "model": model.name, "seed": seed, "executions": num_traces}
-    info |= {"seconds": time.perf_counter() - started, "warnings": left_out(num_traces, len(traces))}
+    info |= {"seconds": time.perf_counter() - started, "warnings": left_out(num_traces, num_traces - len(traces))}
     drawn = Posterior(traces, np.zeros(len(traces)), info=info)
     warn(drawn)
     return drawn

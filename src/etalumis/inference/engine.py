@@ -43,7 +43,8 @@ def finish(
     """Say how a weighted posterior was made, and warn where its weights can't be trusted."""
     advice = weight_advice(posterior.log_weights, len(posterior) + posterior.num_dropped)
     kept = len(posterior) + posterior.num_dropped
-    lost = left_out(posterior.info.get("executions", kept), kept)
+    failed = posterior.info.setdefault("failed", posterior.info.get("executions", kept) - kept)
+    lost = left_out(kept + failed, failed)
     posterior.info |= {
         "engine": engine,
         "model": model.name,
@@ -56,12 +57,12 @@ def finish(
     return posterior
 
 
-def left_out(executions: int, kept: int) -> list[str]:
+def left_out(executions: int, failed: int) -> list[str]:
     """A warning where executions failed and a policy left them out."""
-    if kept >= executions:
+    if not failed:
         return []
     return [
-        f"{executions - kept} of {executions} executions failed and were left out: the result holds given that the "
+        f"{failed} of {executions} executions failed and were left out: the result holds given that the "
         "simulator comes to its end"
     ]
 

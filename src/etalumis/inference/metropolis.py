@@ -20,7 +20,7 @@ from etalumis.execution import Observations, Simulator, TraceBatch
 from etalumis.execution.model import as_observations
 from etalumis.inference.acceptance import Move, log_acceptance_ratio
 from etalumis.inference.chain import Chain, Recorder
-from etalumis.inference.engine import DEFAULT_TRACES, warn
+from etalumis.inference.engine import DEFAULT_TRACES, left_out, warn
 from etalumis.inference.executions import join
 from etalumis.inference.kernels import Mixture, PriorKernel, RandomWalk
 from etalumis.inference.posterior import Posterior
@@ -110,7 +110,10 @@ class LMH:
             "seed": seed,
             "observed": sorted(observations.values),
             "seconds": time.perf_counter() - started,
-            "warnings": _stuck_warning([outcome.stuck for outcome in outcomes]),
+            "warnings": [
+                *left_out(posterior.info["executions"], posterior.info["failed"]),
+                *_stuck_warning([outcome.stuck for outcome in outcomes]),
+            ],
         }
         warn(posterior)
         return posterior
@@ -147,6 +150,7 @@ class _Outcome(NamedTuple):
     rows: NDArray[np.int64]
     tally: dict[int, list[int]]
     executions: int
+    failed: int
     used: set[str]
     names: set[str]
     stuck: list[str]
@@ -171,7 +175,7 @@ def _run_chain(common: tuple[LMH, Simulator, Observations, int], task: tuple[int
     report(step % _REPORT_EVERY, f"acceptance {accepted / step:.2f}")
     traces, rows = recorder.finish()
     stuck = stuck_discrete(traces, chain.tally)
-    return _Outcome(traces, rows, chain.tally, chain.executions, observations.used, chain.names, stuck)
+    return _Outcome(traces, rows, chain.tally, chain.executions, chain.failed, observations.used, chain.names, stuck)
 
 
 def _assemble(model: Simulator, outcomes: Sequence[_Outcome]) -> Posterior:
@@ -192,6 +196,7 @@ def _assemble(model: Simulator, outcomes: Sequence[_Outcome]) -> Posterior:
     moves, accepted_moves = np.sum(list(tally.values()), axis=0).tolist()
     info = {
         "executions": sum(outcome.executions for outcome in outcomes),
+        "failed": sum(outcome.failed for outcome in outcomes),
         "acceptance": accepted_moves / moves,
         "moves": [[address, *counts] for address, counts in sorted(tally.items())],
     }

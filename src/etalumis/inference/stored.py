@@ -33,6 +33,8 @@ def weigh(
 ) -> Posterior:
     """Weights of stored traces.
 
+    Executions that failed when the dataset was made are counted in ``info["failed"]``.
+
     Traces whose weight is zero or negligible (e⁻⁴⁰ of the largest) are counted but not held, so that the
     result stays small whatever the dataset.
 
@@ -76,7 +78,9 @@ def weigh(
     traces = TraceBatch.concatenate([batch for batch, _ in kept])
     weights = np.concatenate([log_weights for _, log_weights in kept])
     heavy = weights > largest - _NEGLIGIBLE
-    info = {"executions": 0, "dataset": str(dataset.directory), "stored_traces": seen}
+    made = dataset.manifest.origin.num_traces
+    failed = 0 if made is None else min(made, made if num_traces is None else num_traces) - seen
+    info = {"executions": 0, "failed": failed, "dataset": str(dataset.directory), "stored_traces": seen}
     return Posterior(traces.select(heavy), weights[heavy], info=info, num_dropped=seen - int(heavy.sum()))
 
 
