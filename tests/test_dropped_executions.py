@@ -9,7 +9,7 @@ import etalumis as et
 from etalumis.conf.simulation import summary
 from etalumis.distributions import Normal
 from etalumis.execution import FAILED
-from etalumis.storage import Dataset, simulate
+from etalumis.storage import Dataset, SimulationError, simulate
 
 OBSERVED = {"y": 0.5}
 
@@ -74,3 +74,40 @@ def test_nothing_is_said_where_nothing_failed() -> None:
         post = et.posterior(et.Model(normal), OBSERVED, engine, num_traces=40)
         assert post.info["failed"] == 0
         assert not any("failed" in warning for warning in post.info["warnings"])
+
+
+def fails_at(index: int) -> et.Model:
+    """Breaks down in trace ``index`` for good, after others that are dropped."""
+
+    class Fails(Unreliable):
+        def execute(self, controller: Any, observations: Any, stream: Any, number: int, **options: Any) -> et.Trace:
+            if number == index:
+                raise ZeroDivisionError("the beam was dumped")
+            return super().execute(controller, observations, stream, number, **options)
+
+    return Fails()
+
+
+def test_simulate_names_the_trace_that_failed_though_others_were_dropped(tmp_path: Path) -> None:
+    with pytest.raises(SimulationError, match=r"(?s)the execution of trace 37 \(seed 0\).*the beam was dumped"):
+        simulate(lambda: fails_at(37), tmp_path / "d", 60, model="m", workers=0, chunk_size=20)
+
+
+def test_simulate_names_the_policy_where_it_left_nothing_of_a_chunk(tmp_path: Path) -> None:
+    lost = range(20, 40)
+    with pytest.raises(SimulationError, match=r'(?s)every one of traces 20 to 39 \(seed 0\).*policy \("drop"\)'):
+        simulate(lambda: Unreliable(lost), tmp_path / "d", 60, model="m", workers=0, chunk_size=20)
+
+
+def tags_an_object() -> et.Model:
+    def model() -> None:
+        et.sample(Normal(0.0, 1.0), name="x")
+        et.tag(object(), name="thing")
+
+    return et.Model(model)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_simulate_tells_storing_from_executing(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(SimulationError, match=r"(?s)the storing of traces 0 to 19 \(seed 0\).*'thing' holds"):
+        simulate(tags_an_object, tmp_path / "d", 60, model="m", workers=workers, chunk_size=20)

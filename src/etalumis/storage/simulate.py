@@ -19,7 +19,7 @@ from typing import Any
 from etalumis.storage.chunk import EncodedChunk, Encoding
 from etalumis.storage.errors import DatasetError, SimulationError
 from etalumis.storage.manifest import MANIFEST, Manifest, Origin
-from etalumis.storage.worker import ChunkRunner, ExecutionError, Factory, one_thread_each, serve
+from etalumis.storage.worker import ChunkError, ChunkRunner, Factory, one_thread_each, serve
 from etalumis.storage.writer import SHARD_BYTES, ShardWriter
 
 CHUNK_SIZE = 1024
@@ -117,8 +117,8 @@ def _chunks(factory: Factory, origin: Origin, todo: range, workers: int) -> Gene
         for number in todo:
             try:
                 yield runner(number)
-            except ExecutionError as failure:
-                raise _failure(origin, failure.index, failure.report) from failure
+            except ChunkError as failure:
+                raise _failure(origin, failure.what, failure.report) from failure
         return
     with closing(_Pool(factory, origin, min(workers, len(todo)))) as pool:
         yield from pool.run(todo)
@@ -202,10 +202,10 @@ class _Pool:
         )
 
 
-def _failure(origin: Origin, index: int | None, report: str) -> SimulationError:
-    if index is None:
+def _failure(origin: Origin, what: str | None, report: str) -> SimulationError:
+    if what is None:
         return SimulationError(f"the model {origin.model!r} can't be made:\n{report.rstrip()}")
     return SimulationError(
-        f"the execution of trace {index} (seed {origin.seed}) of {origin.model!r} failed; what was finished is kept: "
+        f"{what} (seed {origin.seed}) of {origin.model!r} failed; what was finished is kept: "
         f"correct the simulator and run the same command again to go on. It raised:\n{report.rstrip()}"
     )

@@ -1,7 +1,7 @@
 """A simulation worker: runs chunks of trace indices and sends each back encoded, as bytes.
 
 Messages to a worker: a chunk's number, or nothing to end. Messages back, as pairs: JSON and bytes: the encoded
-chunk, or ``{"failed": trace index}`` and the traceback.
+chunk, or ``{"failed": what}`` and the traceback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 
-from etalumis.execution import Batched, Observations, Prior, Simulator, Trace, TraceBatch, run
+from etalumis.execution import Batched, Observations, Prior, Simulator, TraceBatch, run
 from etalumis.storage.chunk import EncodedChunk, Encoding, encode_chunk
 from etalumis.storage.manifest import Origin
 
@@ -23,12 +23,12 @@ Factory = Callable[[], Simulator]
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class ExecutionError(Exception):
-    """An execution failed; its index and the traceback of what the simulator raised."""
+class ChunkError(Exception):
+    """A chunk can't be made: what failed ("the execution of trace 7"), and the traceback of what was raised."""
 
-    def __init__(self, index: int, report: str) -> None:
-        super().__init__(index, report)
-        self.index = index
+    def __init__(self, what: str, report: str) -> None:
+        super().__init__(what, report)
+        self.what = what
         self.report = report
 
 
@@ -47,22 +47,43 @@ class ChunkRunner:
         """Run and encode chunk ``number``.
 
         Raises:
-            ExecutionError: naming the trace whose execution raised.
+            ChunkError: naming the trace whose execution raised, or that traces can't be stored, or are all dropped.
         """
-        index = number * self._size
-        indices = range(index, min(index + self._size, self._total))
-        draw = self._encoding.observes == "both"
-        traces: list[Trace] = []
+        first = number * self._size
+        indices = range(first, min(first + self._size, self._total))
+        batches = self._execute(indices)
+        these = f"traces {indices[0]} to {indices[-1]}"
+        if not sum(map(len, batches)):
+            raise ChunkError(
+                f"the execution of every one of {these}",
+                'The simulator\'s policy ("drop") left all of them out; policy "raise" shows what is wrong with it.',
+            )
         try:
-            if isinstance(self._model, Batched):
-                batches = list(self._model.batches(indices, self._seed, Observations(), draw))
-                return encode_chunk(number, TraceBatch.concatenate(batches), self._encoding)
-            for trace in run(self._model, Prior(), {}, indices, self._seed, draw_observations=draw):
-                traces.append(trace)
-            batch = TraceBatch.from_traces(traces, self._model.addresses)
-            return encode_chunk(number, batch, self._encoding)
+            return encode_chunk(number, TraceBatch.concatenate(batches), self._encoding)
         except Exception as error:
-            raise ExecutionError(index + min(len(traces), len(indices) - 1), traceback.format_exc()) from error
+            raise ChunkError(f"the storing of {these}", traceback.format_exc()) from error
+
+    def _execute(self, indices: range) -> list[TraceBatch]:
+        model, draw = self._model, self._encoding.observes == "both"
+        if isinstance(model, Batched):
+            try:
+                return list(model.batches(indices, self._seed, Observations(), draw))
+            except Exception as error:
+                what = f"the execution of one of traces {indices[0]} to {indices[-1]}"
+                raise ChunkError(what, traceback.format_exc()) from error
+        current = indices[0]
+
+        def each() -> Iterator[int]:
+            nonlocal current
+            for index in indices:
+                current = index
+                yield index
+
+        try:
+            traces = list(run(model, Prior(), {}, each(), self._seed, draw_observations=draw))
+        except Exception as error:
+            raise ChunkError(f"the execution of trace {current}", traceback.format_exc()) from error
+        return [TraceBatch.from_traces(traces, model.addresses)]
 
 
 def serve(connection: Connection, factory: Factory, origin: Origin) -> None:
@@ -86,8 +107,8 @@ def _answer(connection: Connection, runner: ChunkRunner) -> None:
     while request := connection.recv_bytes():
         try:
             chunk = runner(int(request))
-        except ExecutionError as failure:
-            _send(connection, {"failed": failure.index}, failure.report.encode())
+        except ChunkError as failure:
+            _send(connection, {"failed": failure.what}, failure.report.encode())
             return
         connection.send_bytes(chunk.header())
         connection.send_bytes(chunk.span)
