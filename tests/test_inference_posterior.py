@@ -112,6 +112,27 @@ def test_a_name_shared_by_draw_and_tag_is_an_error() -> None:
         et.prior(et.Model(model), 10).values("x")
 
 
+def test_names_that_stand_for_no_one_column_are_left_out_of_tables() -> None:
+    def model() -> None:
+        et.sample(Normal(0.0, 1.0), name="good")
+        if et.sample(Bernoulli(0.5), name="flag"):
+            et.sample(Normal(np.zeros(2), 1.0), name="varying")
+        else:
+            et.sample(Normal(0.0, 1.0), name="varying")
+        et.tag(et.sample(Normal(0.0, 1.0), name="shared"), name="shared")
+        et.observe(Normal(0.0, 1.0), name="y")
+
+    for engine in (et.ImportanceSampling(), et.RMH(chains=1, burn_in=5, starts=5)):
+        post = et.posterior(et.Model(model), {"y": 0.5}, engine, num_traces=100)
+        assert post.numbers == ("good", "flag")
+        assert post.ess > 1.0
+        assert [row["name"] for row in post.summary()] == ["good", "flag"]
+        assert "and: " in repr(post)
+        assert "varying" in repr(post)
+        with pytest.raises(ValueError, match="'varying' have different shapes"):
+            post.values("varying")
+
+
 # --- weights and statistics ---------------------------------------------------------------------------------------
 
 
@@ -226,6 +247,7 @@ def test_resampling_keeps_expectations_and_evidence(weighted: et.Posterior) -> N
     assert even.mean("mu") == pytest.approx(weighted.mean("mu"), abs=0.02)
     assert even.log_evidence == pytest.approx(weighted.log_evidence)
     assert even.ess < 1.1 * weighted.ess  # copies of one trace are not independent
+    assert even.mcse("mu") == pytest.approx(weighted.mcse("mu"), rel=0.1)
     assert weighted.resample(seed=3).values("mu").tolist() == weighted.resample(seed=3).values("mu").tolist()
 
 
@@ -276,7 +298,7 @@ def test_saving_refuses_objects_by_name(tmp_path: Path) -> None:
 
     post = et.prior(et.Model(model), 5)
     assert len(post.values("thing")) == 5
-    with pytest.raises(TypeError, match="'thing' holds a object"):
+    with pytest.raises(TypeError, match="'thing' holds <object"):
         post.save(tmp_path / "post")
     assert not list(tmp_path.iterdir())
 

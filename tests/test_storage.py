@@ -404,7 +404,7 @@ def test_objects_are_refused_by_name(tmp_path: Path) -> None:
     batch = next(batches(et.Model(marsaglia)))
     odd = Column("thing", np.array([0]), [object()])
     with (
-        pytest.raises(TypeError, match="'thing' holds a object"),
+        pytest.raises(TypeError, match="'thing' holds <object"),
         ShardWriter(tmp_path / "d", Origin("x")) as writer,
     ):
         writer.write(replace(batch, tags=(odd,)))

@@ -221,7 +221,8 @@ class Posterior:
         if self.markov:
             return diagnostics.mcse_mean(self.by_chain(values))
         centred = values - np.tensordot(self.weights, values, axes=1)
-        return float(np.sqrt(np.square(self.weights * centred).sum()))
+        # Samples that are one trace (after resampling) are one piece of evidence.
+        return float(np.sqrt(np.square(np.bincount(self.rows, self.weights * centred)).sum()))
 
     def ess_of(self, name: str, index: int | None = None, missing: Any = UNSET) -> float:
         """Effective sample size for one number: bulk ESS over chains, or that of the weights."""
@@ -294,7 +295,7 @@ class Posterior:
     @cached_property
     def numbers(self) -> tuple[str, ...]:
         """The names that stand for exactly one number in every sample."""
-        return tuple(name for name in self.names if self._find(name)[0].is_number(self.rows))
+        return tuple(name for name in self.names if self._is_number(name))
 
     def __repr__(self) -> str:
         from etalumis.inference.table import describe
@@ -310,6 +311,12 @@ class Posterior:
         if indexed and indexed[1] in self.names:
             return self._named(indexed[1]), int(indexed[2])
         raise KeyError(f"no draw or tag is named {name!r}; the names are {sorted(self.names)}")
+
+    def _is_number(self, name: str) -> bool:
+        try:
+            return self._named(name).is_number(self.rows)
+        except ValueError:  # draws of different shapes, or a draw and a tag of one name
+            return False
 
     @cached_property
     def _known(self) -> dict[str, NamedValues]:
