@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import etalumis as et
-from etalumis.distributions import Normal, Poisson, Uniform
+from etalumis.distributions import Normal, Poisson, Stream, Uniform
 from etalumis.execution import AddressBook, TraceBatch, run
 from etalumis.networks import InferenceNetwork, TrainingBatch, pack
 from etalumis.networks.layout import UNKNOWN
@@ -161,6 +161,30 @@ def test_fresh_noise_has_the_likelihoods_law_and_changes_with_the_epoch() -> Non
         assert abs(one.var() - 1.0) < 5 * math.sqrt(2.0 / one.size)
     other = pack(data, layout, seed=4).observations["image"].numpy()
     assert not np.isclose(other, epochs[0].observations["image"].numpy()).any(axis=(1, 2)).all()
+
+
+def test_noise_tells_nothing_of_the_draws_whatever_the_seeds() -> None:
+    """Simulations and noise are keyed by seed and trace alike; made of the same numbers, x would leak into y."""
+    count, alarm = 2000, 5 / math.sqrt(2000)
+    model = et.Model(noisy)
+    data = TraceBatch.from_traces(
+        list(run(model, indices=range(count), seed=3, draw_observations=False)), model.addresses
+    )
+    packed = pack(data, InferenceNetwork(SMALL, {"image": (4, 5)}, "noisy").layout, seed=3, epoch=0)
+    mu = data.draws("mu")[1][packed.order]
+    noise = ((packed.observations["image"].numpy() - mu[:, None, None]) / 2.0).reshape(count, -1)
+    # What a stream makes of its numbers: uniforms of the first statement, for a control that shows a leak as one.
+    stream, leaked = Stream(3), np.empty(count)
+    for row, index in enumerate(data.index[packed.order].tolist()):
+        stream.start(index)
+        leaked[row] = stream.uniform()
+
+    def related(a: np.ndarray, b: np.ndarray) -> float:
+        return float(abs(np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1]))
+
+    assert related(leaked, np.abs(mu)) > alarm, "the control: these numbers made the draw"
+    for voxel in noise.T:
+        assert max(related(np.abs(voxel), np.abs(mu)), related(voxel, mu), related(np.abs(voxel), leaked)) < alarm
 
 
 def test_noise_depends_on_the_trace_and_not_on_its_company() -> None:

@@ -20,7 +20,7 @@ from etalumis.distributions import DISTRIBUTIONS, OBSERVE, Normal, Stream
 from etalumis.execution import ObserveColumn, TraceBatch
 
 _WORD = (1 << 64) - 1
-_EPOCH = 0xD1342543DE82EF95
+_NOISE = 0x6E6F697365  # "noise": what sets these keys apart from any other use of the seed
 
 
 def observed_values(
@@ -88,12 +88,10 @@ def _normal(
     column: ObserveColumn, index: NDArray[np.int64], meeting: NDArray[np.int64], key: tuple[int, int, int]
 ) -> NDArray[np.float32]:
     """mean + stddev · noise, the noise of each trace from a counter-based sequence of its own."""
-    seed, epoch, number = key
     bits = np.random.Philox(key=np.zeros(2, dtype=np.uint64))
     state: Any = bits.state
     counter, words = state["state"]["counter"], state["state"]["key"]
-    words[0] = (seed + epoch * _EPOCH) & _WORD
-    counter[3] = number
+    words[0] = _noise_seed(*key)
     state["buffer_pos"] = 4  # nothing buffered
     generator = np.random.Generator(bits)
     noise = np.empty((len(index), *column.shape), dtype=np.float32)
@@ -112,8 +110,7 @@ def _from_family(
     column: ObserveColumn, index: NDArray[np.int64], meeting: NDArray[np.int64], key: tuple[int, int, int]
 ) -> NDArray[np.float32]:
     """A family without a vectorised route: its own algorithm, trace by trace."""
-    seed, epoch, number = key
-    stream = Stream((seed + epoch * _EPOCH + (number << 32)) & _WORD)
+    stream = Stream(_noise_seed(*key))
     family = DISTRIBUTIONS[column.family]
     values = np.empty((len(index), *column.shape), dtype=np.float32)
     for row, (trace, count) in enumerate(zip(index.tolist(), meeting.tolist(), strict=True)):
@@ -122,6 +119,16 @@ def _from_family(
         parameters = [p[row if len(p) > 1 else 0] for p in column.parameters]
         values[row] = family.from_parameters(*parameters).draw(stream)
     return values
+
+
+def _noise_seed(seed: int, epoch: int, number: int) -> int:
+    """A key for the noise of one observation in one epoch, unlike that of any simulation.
+
+    Simulations key their streams by (seed, trace) too, and often with the same seed: were the noise made of the same
+    numbers, a network would read the draws off it.
+    """
+    entropy = [_NOISE, seed & _WORD, epoch, number]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 def _aligned(parameter: NDArray[Any], rank: int) -> NDArray[Any]:
