@@ -155,6 +155,8 @@ def test_errors_come_through() -> None:
         et.posterior(et.Model(gaussian), {**OBSERVED, "obs2": 0.0}, et.IC(MEAN), num_traces=10)
     with pytest.raises(ValueError, match="num_traces"):
         et.posterior(et.Model(gaussian), OBSERVED, et.IC(MEAN), num_traces=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
+        et.IC(MEAN, batch_size=0)
     nan = ByHand({"mu": lambda prior: Normal(0.0, 1.0)})
     with pytest.raises(et.DensityError, match="Normal"):
         et.posterior(et.Model(gaussian), {**OBSERVED, "obs0": math.nan}, et.IC(nan), num_traces=10)

@@ -285,3 +285,9 @@ def test_coverage_of_the_evidence() -> None:
     assert np.abs(scores).max() < TOLERANCE
     assert scores.std() == pytest.approx(1.0, abs=0.2)
     assert abs(scores.mean()) < 5 / math.sqrt(200)
+
+
+def test_a_proposal_for_a_name_that_nobody_draws_is_an_error() -> None:
+    engine = et.ImportanceSampling(proposals={"mu": Normal(6.5, 1.5), "um": Normal(6.5, 1.5)})
+    with pytest.raises(InferenceError, match=r"no execution draws 'um'.*names that are drawn: 'mu'"):
+        et.posterior(et.Model(gaussian), OBSERVED, engine, num_traces=10)

@@ -61,6 +61,10 @@ class IC:
     batch_size: int = 64
     keep_observes: bool = False
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
+
     def network(self, simulator: str) -> Network:
         """The network, loaded where a file was given.
 

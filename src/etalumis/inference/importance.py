@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from etalumis.distributions import Distribution
-from etalumis.execution import Controller, Guided, Inflated, Observations, Prior, Simulator
+from etalumis.execution import Controller, Guided, Inflated, Observations, Prior, Simulator, TraceBatch
 from etalumis.execution.model import as_observations
 from etalumis.inference.engine import DEFAULT_TRACES, finish
+from etalumis.inference.errors import InferenceError
 from etalumis.inference.executions import Plan, execute
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
@@ -71,6 +74,7 @@ class ImportanceSampling:
 
         Raises:
             ObservationError: an observation name that no trace used.
+            InferenceError: a proposal for a name that no trace draws.
             DensityError: a log density is not a number, with address and parameters.
         """
         observations = as_observations(observe)
@@ -84,5 +88,15 @@ class ImportanceSampling:
             plan = Plan(model, self.controller(), observations, seed, self.keep_observes)
             with progress_bar("importance sampling", count, "traces", progress) as report:
                 traces = execute(plan, count, self.workers, report)
+            self._check_proposals(traces)
             posterior = Posterior(traces, traces.log_weight, info={"executions": count})
         return finish(posterior, type(self).__name__, model, observations, seed, started)
+
+    def _check_proposals(self, traces: TraceBatch) -> None:
+        drawn = {traces.names[i] for i in np.unique(traces.name[~traces.conditioned])} - {""}
+        unused = sorted(set(self.proposals or ()) - drawn)
+        if unused and len(traces):
+            raise InferenceError(
+                f"no execution draws {', '.join(map(repr, unused))}, so the proposals of these names were never used; "
+                f"names that are drawn: {', '.join(map(repr, sorted(drawn))) or 'none'}"
+            )
