@@ -284,6 +284,25 @@ def test_saving_again_replaces(weighted: et.Posterior, chains: et.Posterior, tmp
     assert et.Posterior.load(tmp_path / "post").markov
 
 
+def test_the_earlier_posterior_comes_back_where_replacing_it_fails(
+    weighted: et.Posterior, chains: et.Posterior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighted.save(tmp_path / "post")
+    rename, asked = Path.rename, []
+
+    def full(path: Path, target: Path) -> Path:
+        asked.append(target)
+        if len(asked) == 2:
+            raise OSError("the disk has gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="the disk has gone"):
+        chains.save(tmp_path / "post")
+    assert not et.Posterior.load(tmp_path / "post").markov
+    assert [path.name for path in tmp_path.iterdir()] == ["post"]
+
+
 def test_saving_does_not_replace_other_folders(weighted: et.Posterior, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("precious")
     with pytest.raises(InferenceError, match="holds no posterior"):

@@ -220,6 +220,18 @@ def test_report_writes_figure_and_numbers(tmp_path: Path, event: Event) -> None:
     )
 
 
+def test_documents_are_replaced_and_not_written_over(tmp_path: Path) -> None:
+    """What an interruption could leave half written is another file, which then takes the name."""
+    samples = [tau_sample("IC", 1, 100)]
+    write_report(samples, tmp_path, title="first")
+    for name in ("report.md", "report.json"):
+        (tmp_path / f"old-{name}").hardlink_to(tmp_path / name)
+    write_report([tau_sample("RMH", 2, 100)], tmp_path, title="second")
+    assert "first" in (tmp_path / "old-report.md").read_text()
+    assert "second" in (tmp_path / "report.md").read_text()
+    assert "IC" in (tmp_path / "old-report.json").read_text()
+
+
 def test_variables_are_those_that_all_posteriors_share() -> None:
     one = Sample("a", {"x": np.zeros(4), "y": np.zeros(4)}, np.zeros(4))
     other = Sample("b", {"y": np.zeros(4)}, np.zeros(4))

@@ -37,6 +37,7 @@ from etalumis.report.report import show
 from etalumis.report.summary import Summary
 from etalumis.report.verdict import judge, verdict_grid
 from etalumis.storage import Dataset
+from etalumis.storage.manifest import write_atomically
 
 Config = Mapping[str, Any]
 
@@ -102,7 +103,7 @@ def remember(config: Config, folder: Path) -> None:
     path = folder / "demo.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(path, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
     elif json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
         raise DemoError(
             f"{folder} holds a demo with other settings (see {path}); choose another output, or delete the folder"

@@ -48,13 +48,7 @@ def save(posterior: Posterior, path: Path) -> None:
         for name, content in encode_arrays(arrays, meta).items():
             (working / name).write_bytes(content)
         working.chmod(0o777 & ~_umask())
-        if path.exists():
-            old = working / "replaced"
-            path.rename(old)
-            working.rename(path)
-            shutil.rmtree(path / "replaced")
-        else:
-            working.rename(path)
+        _put(working, path)
     finally:
         shutil.rmtree(working, ignore_errors=True)
 
@@ -86,6 +80,21 @@ def load(path: Path) -> Posterior:
         )
     except (DatasetError, ValueError, KeyError, TypeError) as error:
         raise InferenceError(f"the posterior in {path} is damaged: {error}; save it again") from error
+
+
+def _put(working: Path, path: Path) -> None:
+    """Rename a folder; what was at ``path`` steps aside, and comes back where that fails."""
+    if not path.exists():
+        working.rename(path)
+        return
+    old = working.with_name(f"{working.name}-replaced")
+    path.rename(old)
+    try:
+        working.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_posterior(path: Path) -> bool:

@@ -14,6 +14,7 @@ from etalumis.report.event import Event
 from etalumis.report.samples import Sample
 from etalumis.report.summary import Summary, summarise
 from etalumis.report.tables import as_json, as_markdown, grids
+from etalumis.storage.manifest import write_atomically
 
 TITLE = "Posterior of one event"
 _MOST_PANELS = 12
@@ -51,8 +52,8 @@ def write_report(
     drawn = figure.draw(samples, chosen, prior, truth, labels, title)
     figure.save(drawn, folder)
     summary = summarise(samples, chosen, prior)
-    (folder / "report.md").write_text(as_markdown(title, grids(summary)), encoding="utf-8")
-    (folder / "report.json").write_text(as_json(summary), encoding="utf-8")
+    write_atomically(folder / "report.md", as_markdown(title, grids(summary)).encode())
+    write_atomically(folder / "report.json", as_json(summary).encode())
     return summary
 
 
