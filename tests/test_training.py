@@ -379,3 +379,15 @@ def test_errors(data: Path, tmp_path: Path) -> None:
         train(data / "tau", tmp_path, "trainer.max_epochs=-1")
     with pytest.raises(ValueError, match="unknown network settings"):
         train(data / "tau", tmp_path, "+network.hidden=3", "debug=fast")
+
+
+@pytest.mark.parametrize("precision", ["16", "16-mixed", "16-true"])
+def test_half_precision_is_refused(data: Path, tmp_path: Path, precision: str) -> None:
+    with pytest.raises(ConfigError, match=f"trainer.precision={precision}: .* take bf16-mixed"):
+        train(data / "gaussian", tmp_path, f"trainer.precision={precision}", "trainer.accelerator=cpu")
+
+
+@pytest.mark.parametrize("words", [["trainer.devices=2"], ["+trainer.num_nodes=2"]])
+def test_several_ranks_are_refused(data: Path, tmp_path: Path, words: list[str]) -> None:
+    with pytest.raises(ConfigError, match="training on several ranks is not there yet"):
+        train(data / "gaussian", tmp_path, "trainer.accelerator=cpu", *words)

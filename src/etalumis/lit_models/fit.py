@@ -26,6 +26,8 @@ _MEANT = (
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
 )
 
+_HALF = ("16", "16-mixed", "16-true")  # numbers that need their gradients scaled, which no bank row's would be
+
 
 def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     """Train as ``conf/train.yaml`` describes; returns the module with its last weights.
@@ -46,14 +48,7 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     module = LitInferenceNetwork(
         network, build(config["optimizer"]), build_optional(config["scheduler"]), settings=dict(config)
     )
-    trainer: Trainer = build(
-        {
-            **config["trainer"],
-            "callbacks": [build(c) for c in callbacks_of(config["callbacks"] or {}, data.valid_order.traces > 0)],
-            "logger": build_optional(config["logger"]) or False,
-            "enable_progress_bar": False,  # callbacks.progress shows the whole training
-        }
-    )
+    trainer = make_trainer(config, data.valid_order.traces > 0)
     with warnings.catch_warnings():
         for message in _MEANT:
             warnings.filterwarnings("ignore", message)
@@ -90,6 +85,37 @@ def make_network(settings: Mapping[str, Any], data: TracesDataModule) -> Inferen
     for batch in batches:
         network.grow(batch)
     return network
+
+
+def make_trainer(config: Mapping[str, Any], validation: bool) -> Trainer:
+    """Lightning's trainer with our callbacks.
+
+    Args:
+        config: all settings.
+        validation: whether there are traces to validate with.
+
+    Raises:
+        ConfigError: settings that it does not take, or with which training would be wrong.
+    """
+    settings = config["trainer"]
+    if str(settings.get("precision")) in _HALF:
+        raise ConfigError(
+            f"trainer.precision={settings['precision']}: gradients of bank rows would stay scaled; take bf16-mixed"
+        )
+    trainer: Trainer = build(
+        {
+            **settings,
+            "callbacks": [build(c) for c in callbacks_of(config["callbacks"] or {}, validation)],
+            "logger": build_optional(config["logger"]) or False,
+            "enable_progress_bar": False,  # callbacks.progress shows the whole training
+        }
+    )
+    if trainer.num_devices != 1 or trainer.num_nodes != 1:
+        raise ConfigError(
+            f"trainer.devices makes {trainer.num_devices} on {trainer.num_nodes} nodes: training on several ranks is "
+            "not there yet; take trainer.devices=1 and one node"
+        )
+    return trainer
 
 
 def callbacks_of(group: Mapping[str, Mapping[str, Any]], validation: bool) -> list[Mapping[str, Any]]:
