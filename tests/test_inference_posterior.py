@@ -11,6 +11,7 @@ import pytest
 import etalumis as et
 from etalumis.distributions import Bernoulli, Categorical, Normal, Poisson, Uniform
 from etalumis.inference import InferenceError
+from etalumis.inference.diagnostics import ess_tail
 from etalumis.simulators.classics import gaussian
 from inference_checks import OBSERVED
 
@@ -187,6 +188,9 @@ def test_chains(chains: et.Posterior) -> None:
     assert chains.chain_values("mu").shape == (3, 166)
     assert chains.ess_of("mu") == chains.ess == pytest.approx(min(chains.ess_of(n) for n in chains.numbers))
     assert chains.rhat("mu") < 1.2
+    row = chains.summary(["mu"])[0]
+    assert (row["ess"], row["rhat"]) == (chains.ess_of("mu"), chains.rhat("mu"))
+    assert row["ess_tail"] == ess_tail(chains.chain_values("mu"))
     assert len(chains.traces) < 500  # states that were kept several times are held once
     with pytest.raises(InferenceError, match="does not estimate the evidence"):
         _ = chains.log_evidence

@@ -11,10 +11,12 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from etalumis.inference import InferenceError
 from etalumis.report import Event, Sample, write_report
-from etalumis.report.figure import TAU_VARIABLES, draw
+from etalumis.report.figure import draw
 from etalumis.report.panels import span
 from etalumis.report.report import choose_variables
+from etalumis.report.samples import TAU_VARIABLES
 from etalumis.report.style import category_label
 from etalumis.report.summary import compare, quality, summarise
 from etalumis.report.tables import as_json, grids
@@ -68,6 +70,15 @@ def test_weighted_moments_and_quantiles_are_those_of_the_weights() -> None:
     assert sample.std("x") == pytest.approx(math.sqrt(0.5 * 1.0 + 0.25 * 0.0 + 0.25 * 4.0))
     assert sample.quantiles("x", np.array([0.4, 0.6, 1.0])).tolist() == [0.0, 1.0, 3.0]
     assert sample.ess == pytest.approx(1.0 / (0.25 + 2 * 0.0625))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        sample.quantiles("x", np.array([40.0]))
+    with pytest.raises(InferenceError, match="all 2 traces have weight zero"):
+        Sample("IS", {"x": np.zeros(2)}, np.full(2, -np.inf)).mean("x")
+
+
+def test_quantiles_of_zero_weight_are_never_answered() -> None:
+    sample = Sample("IS", {"x": np.array([-100.0, 1.0, 2.0])}, np.array([-np.inf, 0.0, 0.0]))
+    assert sample.quantiles("x", np.array([0.0, 0.5, 1.0])).tolist() == [1.0, 1.0, 2.0]
 
 
 def test_zero_weights_count_but_do_not_show() -> None:

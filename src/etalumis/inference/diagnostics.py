@@ -2,7 +2,7 @@
 
 Chains: rank-normalised split R̂, bulk and tail effective sample size (Vehtari, Gelman, Simpson, Carpenter and
 Bürkner, "Rank-normalization, folding, and localization", Bayesian Analysis 2021), for continuous and discrete
-variables. Weights: effective sample size (Kong 1992), Pareto-smoothed importance sampling and its k̂ (Vehtari,
+variables. Weights: effective sample size (Kong 1992) and the k̂ of Pareto-smoothed importance sampling (Vehtari,
 Simpson, Gelman, Yao and Gabry, JMLR 2024; fit after Zhang and Stephens, Technometrics 2009).
 
 Written on NumPy alone, because ``ess`` and ``rhat`` must answer where ArviZ is not installed; the tests hold
@@ -178,21 +178,7 @@ def pareto_k(log_weights: ArrayLike, num_traces: int | None = None) -> float:
     Returns:
         ``inf`` where fewer than five weights differ from zero; ``nan`` where there are too few to judge.
     """
-    return _fit_tail(np.asarray(log_weights, dtype=np.float64), num_traces)[0]
-
-
-def pareto_smooth(log_weights: ArrayLike) -> tuple[Array, float]:
-    """Pareto-smoothed log weights (not normalised), shape (S,), and k̂."""
-    array = np.asarray(log_weights, dtype=np.float64)
-    k, sigma, cutoff, tail = _fit_tail(array, None)
-    if not math.isfinite(k):
-        return array, k
-    largest = float(array.max())
-    levels = (np.arange(len(tail)) + 0.5) / len(tail)
-    quantiles = math.exp(cutoff - largest) + _pareto_quantile(levels, k, sigma)
-    smooth = array.copy()
-    smooth[tail] = np.minimum(np.log(quantiles), 0.0) + largest
-    return smooth, k
+    return _tail_index(np.asarray(log_weights, dtype=np.float64), num_traces)
 
 
 def pareto_k_threshold(num_traces: int) -> float:
@@ -220,17 +206,14 @@ def weight_advice(log_weights: ArrayLike, num_traces: int | None = None) -> str 
     return None
 
 
-def _fit_tail(log_weights: Array, num_traces: int | None) -> tuple[float, float, float, NDArray[np.int64]]:
-    """k̂, σ̂, the cutoff, and the positions of the tail's weights in rising order."""
-    none = np.zeros(0, dtype=np.int64)
+def _tail_index(log_weights: Array, num_traces: int | None) -> float:
     count = len(log_weights) if num_traces is None else num_traces
     wanted = math.ceil(min(0.2 * count, 3.0 * math.sqrt(count)))
     if wanted < _SHORTEST_TAIL:
-        return math.nan, 0.0, 0.0, none
-    order = np.argsort(log_weights, kind="stable")
-    ranked = log_weights[order]
+        return math.nan
+    ranked = np.sort(log_weights)
     if np.isfinite(ranked).sum() < _SHORTEST_TAIL:
-        return math.inf, 0.0, 0.0, none
+        return math.inf
     # Weights left out by the caller are zero. Ties at the cutoff (discrete models) may leave too few above it:
     # then the next lower weight is the cutoff.
     place = len(ranked) - wanted - 1
@@ -242,13 +225,12 @@ def _fit_tail(log_weights: Array, num_traces: int | None) -> tuple[float, float,
     exceedances = np.exp(ranked[first:] - largest) - math.exp(cutoff - largest)
     exceedances = exceedances[exceedances > 0.0]
     if len(exceedances) < _SHORTEST_TAIL:  # differences below the rounding of doubles: a flat tail
-        return -math.inf, 0.0, 0.0, none
-    k, sigma = _fit_pareto(exceedances)
-    return k, sigma, float(cutoff), order[len(order) - len(exceedances) :]
+        return -math.inf
+    return _fit_pareto(exceedances)
 
 
-def _fit_pareto(ranked: Array) -> tuple[float, float]:
-    """Empirical-Bayes estimate of the generalised Pareto (k, σ) of rising exceedances, with PSIS's weak prior."""
+def _fit_pareto(ranked: Array) -> float:
+    """Empirical-Bayes estimate of a generalised Pareto's k from rising exceedances, with PSIS's weak prior."""
     count = len(ranked)
     grid = 30 + int(math.sqrt(count))
     quartile = ranked[int(count / 4 + 0.5) - 1]
@@ -258,12 +240,5 @@ def _fit_pareto(ranked: Array) -> tuple[float, float]:
     weights = np.exp(profile - profile.max())
     best = float((theta * weights).sum() / weights.sum())
     k = float(np.log1p(-best * ranked).mean())
-    sigma = -k / best
     # Ten pseudo-observations of k = 0.5 steady short tails (Vehtari et al. 2024, appendix C).
-    return (count * k + 10.0 * 0.5) / (count + 10.0), sigma
-
-
-def _pareto_quantile(levels: Array, k: float, sigma: float) -> Array:
-    if abs(k) < 1e-12:
-        return np.asarray(-sigma * np.log1p(-levels))
-    return np.asarray(sigma * np.expm1(-k * np.log1p(-levels)) / k)
+    return (count * k + 10.0 * 0.5) / (count + 10.0)

@@ -6,7 +6,6 @@ Draws and tags are read alike; expectations, quantiles and diagnostics respect t
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from etalumis.execution import TraceBatch
-from etalumis.inference import diagnostics
+from etalumis.inference import diagnostics, weighted
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.values import UNSET, NamedValues
 
@@ -91,10 +90,7 @@ class Posterior:
         Raises:
             InferenceError: every weight is zero.
         """
-        weights = diagnostics.normalise(self.log_weights)
-        if not weights.any():
-            raise InferenceError(diagnostics.weight_advice(self.log_weights) or "there are no traces")
-        return weights
+        return weighted.normalised(self.log_weights)
 
     @cached_property
     def ess(self) -> float:
@@ -182,38 +178,28 @@ class Posterior:
         values = self.results if name is None else self.values(name, missing=missing)
         kept = np.flatnonzero(self.weights)
         outcomes = np.array([function(values[i]) for i in kept.tolist()], dtype=np.float64)
-        return _plain(np.tensordot(self.weights[kept], outcomes, axes=1))
+        return weighted.mean(outcomes, self.weights[kept])
 
     # --- statistics -----------------------------------------------------------------------------------------------
 
     def mean(self, name: str, index: int | None = None, missing: Any = UNSET) -> Any:
         """Posterior mean: a number, or an array for arrays and repeated names."""
-        values = self._numbers(name, index, missing)
-        return _plain(np.tensordot(self.weights, values, axes=1))
+        return weighted.mean(self._numbers(name, index, missing), self.weights)
 
     def std(self, name: str, index: int | None = None, missing: Any = UNSET) -> Any:
         """Posterior standard deviation."""
-        values = self._numbers(name, index, missing)
-        centred = values - np.tensordot(self.weights, values, axes=1)
-        return _plain(np.sqrt(np.tensordot(self.weights, centred**2, axes=1)))
+        return weighted.std(self._numbers(name, index, missing), self.weights)
 
     def quantile(self, name: str, q: ArrayLike, index: int | None = None, missing: Any = UNSET) -> Any:
         """The smallest values whose cumulative weight reaches ``q``; its shape, then the values' shape."""
-        levels = np.asarray(q, dtype=np.float64)
-        if not ((levels >= 0.0) & (levels <= 1.0)).all():
-            raise ValueError(f"quantiles are asked for between 0 and 1; got {q!r}")
-        values = self._numbers(name, index, missing)
-        flat = values.reshape(len(values), -1)
-        columns = [_weighted_quantile(flat[:, k], self.weights, levels) for k in range(flat.shape[1])]
-        return _plain(np.stack(columns, axis=-1).reshape(levels.shape + values.shape[1:]))
+        return weighted.quantile(self._numbers(name, index, missing), self.weights, q)
 
     def probabilities(self, name: str, index: int | None = None, missing: Any = UNSET) -> dict[Any, float]:
         """The posterior probability of each value of a discrete variable, in rising order of values."""
         values = self.values(name, index, missing)
         if values.ndim != 1:
             raise ValueError(f"{name!r} has shape {values.shape[1:]} in each sample; ask for one number with index=…")
-        distinct, inverse = np.unique(values, return_inverse=True)
-        return dict(zip(distinct.tolist(), np.bincount(inverse, self.weights).tolist(), strict=True))
+        return weighted.probabilities(values, self.weights)
 
     def mcse(self, name: str, index: int | None = None, missing: Any = UNSET) -> float:
         """Monte-Carlo standard error of the mean of a number."""
@@ -289,7 +275,7 @@ class Posterior:
         return {str(entries[a]): (proposed, accepted) for a, proposed, accepted in self.info.get("moves", ())}
 
     def summary(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """A row per named number: name, mean, std, q05, q95, mcse, ess, and rhat for Markov chains."""
+        """A row per named number: name, mean, std, q05, q95, mcse, ess; for Markov chains ess_tail and rhat too."""
         return [self._row(name) for name in (self.numbers if names is None else names)]
 
     @cached_property
@@ -364,18 +350,7 @@ class Posterior:
             "mcse": self.mcse(name),
             "ess": self.ess_of(name),
         }
-        return {**row, "rhat": self.rhat(name)} if self.markov else row
-
-
-def _plain(array: Any) -> Any:
-    """A Python number where the array has no dimensions."""
-    return array.item() if np.ndim(array) == 0 else array
-
-
-def _weighted_quantile(values: Array, weights: Array, levels: Array) -> Array:
-    order = np.argsort(values, kind="stable")
-    order = order[weights[order] > 0.0]
-    reach = np.cumsum(weights[order])
-    places = np.searchsorted(reach, levels * reach[-1] * (1.0 - 4.0 * math.ulp(1.0)), side="left")
-    picked: Array = values[order[np.minimum(places, len(order) - 1)]]
-    return picked
+        if self.markov:
+            tail = diagnostics.ess_tail(self.by_chain(self._numbers(name, None, UNSET)))
+            row |= {"ess_tail": tail, "rhat": self.rhat(name)}
+        return row

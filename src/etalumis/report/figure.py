@@ -14,12 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from etalumis.report.panels import categories, joint, marginal
-from etalumis.report.samples import Sample
+from etalumis.report.samples import TAU_ENERGIES, TAU_MARGINALS, TAU_VARIABLES, Sample
 from etalumis.report.style import LOOKS, PRIOR, RC, TRUTH
 
-ENERGIES = ("energy_1", "energy_2")
-TAU_MARGINALS = ("px", "py", "pz", "missing_et", *ENERGIES)
-TAU_VARIABLES = (*TAU_MARGINALS, "decay_channel")
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -74,7 +71,7 @@ def _tau_layout(
     places = [axes[0, 0], axes[0, 1], axes[0, 2], axes[0, 3], axes[1, 0], axes[1, 1]]
     for place, name in zip(places, TAU_MARGINALS, strict=True):
         marginal(place, name, samples, prior, truth.get(name))
-    joint(axes[1, 2], ENERGIES, samples, prior, truth)
+    joint(axes[1, 2], TAU_ENERGIES, samples, prior, truth)
     channel = "decay_channel"
     categories(axes[1, 3], channel, samples, prior, truth.get(channel), labels.get(channel, ()))
     return figure

@@ -11,14 +11,13 @@ from rich.console import Console
 
 from etalumis.inference.posterior import Posterior
 from etalumis.report.event import Event
-from etalumis.report.samples import Sample
+from etalumis.report.samples import TAU_VARIABLES, Sample
 from etalumis.report.summary import Summary, summarise
 from etalumis.report.tables import as_json, as_markdown, grids
 from etalumis.storage.manifest import write_atomically
 
 TITLE = "Posterior of one event"
 _MOST_PANELS = 12
-_TAU_VARIABLES = ("px", "py", "pz", "missing_et", "energy_1", "energy_2", "decay_channel")
 
 
 def write_report(
@@ -74,8 +73,8 @@ def choose_variables(samples: Sequence[Sample], wanted: Sequence[str] = ()) -> l
         )
     if wanted:
         return list(wanted)
-    if set(_TAU_VARIABLES) <= set(shared):
-        return list(_TAU_VARIABLES)
+    if set(TAU_VARIABLES) <= set(shared):
+        return list(TAU_VARIABLES)
     return shared[:_MOST_PANELS]
 
 

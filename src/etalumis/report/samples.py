@@ -11,10 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from etalumis.inference import diagnostics
+from etalumis.inference import diagnostics, weighted
 from etalumis.inference.posterior import Posterior
 
 Array = NDArray[np.float64]
+
+# What is reported of a τ decay: the variables of the paper's figure 8.
+TAU_ENERGIES = ("energy_1", "energy_2")
+TAU_MARGINALS = ("px", "py", "pz", "missing_et", *TAU_ENERGIES)
+TAU_VARIABLES = (*TAU_MARGINALS, "decay_channel")
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,12 @@ class Sample:
 
     @cached_property
     def weights(self) -> Array:
-        """Weights that sum to one, shape (N,)."""
-        return diagnostics.normalise(self.log_weights)
+        """Weights that sum to one, shape (N,).
+
+        Raises:
+            InferenceError: every weight is zero.
+        """
+        return weighted.normalised(self.log_weights)
 
     @cached_property
     def ess(self) -> float:
@@ -74,25 +83,19 @@ class Sample:
         return bool(np.issubdtype(self.values[name].dtype, np.integer))
 
     def mean(self, name: str) -> float:
-        return float(self.weights @ self.values[name])
+        return float(weighted.mean(self.values[name], self.weights))
 
     def std(self, name: str) -> float:
         """Weighted standard deviation (of the distribution that the weights define)."""
-        centred = self.values[name] - self.mean(name)
-        return float(np.sqrt(self.weights @ np.square(centred)))
+        return float(weighted.std(self.values[name], self.weights))
 
     def quantiles(self, name: str, levels: Array) -> Array:
         """Weighted quantiles: the smallest values whose cumulative weight reaches the levels."""
-        order = np.argsort(self.values[name], kind="stable")
-        cumulative = np.cumsum(self.weights[order])
-        places = np.searchsorted(cumulative, np.asarray(levels) * cumulative[-1])
-        return self.values[name][order][np.minimum(places, len(order) - 1)].astype(np.float64)
+        return np.asarray(weighted.quantile(self.values[name].astype(np.float64), self.weights, levels))
 
     def probabilities(self, name: str) -> dict[int, float]:
         """The probability of each value of a discrete variable that occurs."""
-        found, inverse = np.unique(self.values[name], return_inverse=True)
-        masses = np.bincount(inverse, weights=self.weights)
-        return dict(zip(found.tolist(), masses.tolist(), strict=True))
+        return weighted.probabilities(self.values[name], self.weights)
 
     def chains(self, name: str) -> Array:
         """A variable's draws by chain, shape (chains, draws); chains of different length are cut to the shortest."""

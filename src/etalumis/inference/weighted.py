@@ -1,0 +1,67 @@
+"""Statistics of weighted samples. Shapes: values (S, *shape); weights (S,), which sum to 1."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from etalumis.inference import diagnostics
+from etalumis.inference.errors import InferenceError
+
+Array = NDArray[np.float64]
+
+
+def normalised(log_weights: Array) -> Array:
+    """Weights from their logs.
+
+    Raises:
+        InferenceError: every weight is zero.
+    """
+    weights = diagnostics.normalise(log_weights)
+    if not weights.any():
+        raise InferenceError(diagnostics.weight_advice(log_weights) or "there are no traces")
+    return weights
+
+
+def mean(values: Array, weights: Array) -> Any:
+    """The weighted mean: a number, or an array of ``shape``."""
+    return plain(np.tensordot(weights, values, axes=1))
+
+
+def std(values: Array, weights: Array) -> Any:
+    """Standard deviation of the distribution that the weights define."""
+    centred = values - np.tensordot(weights, values, axes=1)
+    return plain(np.sqrt(np.tensordot(weights, centred**2, axes=1)))
+
+
+def quantile(values: Array, weights: Array, q: ArrayLike) -> Any:
+    """The smallest values of positive weight whose cumulative weight reaches ``q``; its shape, then ``shape``."""
+    levels = np.asarray(q, dtype=np.float64)
+    if not ((levels >= 0.0) & (levels <= 1.0)).all():
+        raise ValueError(f"quantiles are asked for between 0 and 1; got {q!r}")
+    flat = values.reshape(len(values), -1)
+    columns = [_quantile(flat[:, k], weights, levels) for k in range(flat.shape[1])]
+    return plain(np.stack(columns, axis=-1).reshape(levels.shape + values.shape[1:]))
+
+
+def probabilities(values: NDArray[Any], weights: Array) -> dict[Any, float]:
+    """The probability of each value of shape (), in rising order of values."""
+    distinct, inverse = np.unique(values, return_inverse=True)
+    return dict(zip(distinct.tolist(), np.bincount(inverse, weights).tolist(), strict=True))
+
+
+def plain(array: Any) -> Any:
+    """A Python number where the array has no dimensions."""
+    return array.item() if np.ndim(array) == 0 else array
+
+
+def _quantile(values: Array, weights: Array, levels: Array) -> Array:
+    order = np.argsort(values, kind="stable")
+    order = order[weights[order] > 0.0]
+    reach = np.cumsum(weights[order])
+    places = np.searchsorted(reach, levels * reach[-1] * (1.0 - 4.0 * math.ulp(1.0)), side="left")
+    picked: Array = values[order[np.minimum(places, len(order) - 1)]]
+    return picked
