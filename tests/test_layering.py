@@ -4,6 +4,7 @@ The imports are read from the syntax tree, so lazy ones inside functions count t
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "etalumis"
 
 CORE_ROOMS = ("distributions", "execution", "storage", "ppx", "simulators", "networks", "inference")
 # The Lightning and Hydra side and the programs: one layer, which may import all others.
-TOP_ROOMS = frozenset("optim datamodules lit_models strategies callbacks conf cli demo report".split())
+TOP_ROOMS = frozenset("optim datamodules lit_models callbacks conf cli demo report".split())
 RANK = {room: rank for rank, room in enumerate(CORE_ROOMS)} | dict.fromkeys(TOP_ROOMS, len(CORE_ROOMS))
 
 # Third-party packages and the rooms that may import them; every other package may be used anywhere.
@@ -32,7 +33,7 @@ ALLOWED_IN = {
     "arviz": {"inference"} | TOP_ROOMS,
     "matplotlib": TOP_ROOMS,
     "pythia8mc": {"simulators"},
-    "mpi4py": {"strategies"},
+    "rich": {"inference"} | TOP_ROOMS,
 }
 
 
@@ -110,6 +111,15 @@ def run_python(program: str, *arguments: str) -> str:
 def test_every_room_has_a_place_in_the_order() -> None:
     unknown = [room for room in rooms() if room not in RANK]
     assert not unknown, f"rooms without a place in the order: {unknown}; give each one in this file"
+    assert set(RANK) == set(rooms()), "the order names a room that does not exist"
+
+
+def test_the_design_lists_the_rooms_that_there_are() -> None:
+    table = (Path(__file__).parents[1] / "docs" / "design.md").read_text(encoding="utf-8").split("## The rooms")[1]
+    rows = [line.split("|")[1] for line in table.split("\n## ")[0].splitlines() if line.startswith("| `")]
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed) == sorted(rooms())
+    assert listed[: len(CORE_ROOMS)] == list(CORE_ROOMS)
 
 
 @pytest.mark.parametrize("room", rooms())
