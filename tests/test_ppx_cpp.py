@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import resource
+import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from etalumis.distributions import OBSERVE, Distribution, Normal, Stream, Unifor
 from etalumis.execution import DensityError, Model, TraceBatch, run
 from etalumis.ppx import messages as m
 from etalumis.ppx import scripted as s
-from etalumis.ppx.codec import Decoder
+from etalumis.ppx.codec import Decoder, Encoder
 from etalumis.ppx.errors import ProtocolError
 from etalumis.simulators import classics
 from ppx_client import Client
@@ -389,6 +391,52 @@ def mutants(frames: list[bytes], count: int) -> Iterator[bytes]:
         yield bytes(frame[: rng.integers(1, len(frame) + 1)] if rng.random() < 0.2 else frame)
 
 
+def multiplied(count: int, size: int) -> bytes:
+    """A request for ``count`` new addresses, whose offsets all point to one text of ``size`` bytes."""
+    texts = ("x" * size, *[""] * (count - 1))
+    frame = bytearray(Encoder().encode(m.Run(tuple(s.Request(new_addresses=texts)))))
+    text = frame.index(b"x" * size) - 4
+    for slot in range(text - 4 * count, text, 4):  # the offsets stand right before the first text
+        frame[slot : slot + 4] = (text - slot).to_bytes(4, "little")
+    return bytes(frame)
+
+
+def leave_memory(client: Client, size: int) -> None:
+    """Let the simulator have ``size`` bytes more than it has now."""
+    pages = int(Path(f"/proc/{client.process.pid}/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + size
+    resource.prlimit(client.process.pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
+def test_repeated_offsets_cannot_multiply_a_message(probe: Connect) -> None:
+    client = probe("gate", "error")
+    leave_memory(client, 200 << 20)
+    assert client.send_raw(multiplied(60_001, 300_000)) == m.Reset()
+    assert client.script(seed=SEED, count=5).traces.num_traces == 5
+
+
+def test_a_message_that_memory_does_not_suffice_for_is_told(probe: Connect) -> None:
+    client = probe("gate", "error")
+    numbers = np.zeros(8 << 20)
+    leave_memory(client, numbers.nbytes * 3 // 2)  # for the message, and not for what it says
+    answer = client.ask(m.Run(tuple(s.Request(observe_names=("y",), observe_values=numbers))))
+    assert isinstance(answer, m.Error)
+    assert "memory" in answer.text
+    assert client.script(seed=SEED, count=5).traces.num_traces == 5
+
+
+def test_a_frame_of_two_gibibytes_is_not_waited_for(probe: Connect, tmp_path: Path) -> None:
+    probe("gate")
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.settimeout(10.0)
+        raw.connect(f"{tmp_path}/socket")
+        raw.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(52, b"\0"))  # ZMTP 3.0
+        raw.sendall(b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03REQ")
+        raw.sendall(b"\x02" + (1 << 31).to_bytes(8, "big") + bytes(8))
+        while raw.recv(4096):  # greetings, until it hangs up
+            pass
+
+
 def asks_for_much(frame: bytes) -> bool:
     """A request for a million executions is answered, too, but late."""
     try:
@@ -422,7 +470,8 @@ def test_mutated_messages_crash_nothing(probe: Connect, count: int, options: Seq
         max_seconds=0.001,
     )
     messages = [m.Handshake("x", ("error",)), m.Run(), m.Run(tuple(request)), m.SampleResult(0.3), m.ObserveResult()]
-    for frame in mutants([client.encoder.encode(message) for message in messages], count):
+    frames = [multiplied(20, 100), *map(client.encoder.encode, messages)]
+    for frame in mutants(frames, count):
         if asks_for_much(frame):
             continue
         client.socket.send(frame)

@@ -4,6 +4,7 @@
 #include <zmq.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -20,6 +21,8 @@ class Connection final : public Channel {
         : context_(zmq_ctx_new(), zmq_ctx_term), socket_(zmq_socket(context_.get(), ZMQ_REP), zmq_close) {
         const int linger_ms = 1000;
         zmq_setsockopt(socket_.get(), ZMQ_LINGER, &linger_ms, sizeof linger_ms);
+        const std::int64_t largest = 1 << 30;  // bytes of a message, as engines limit theirs
+        zmq_setsockopt(socket_.get(), ZMQ_MAXMSGSIZE, &largest, sizeof largest);
         if (zmq_bind(socket_.get(), address.c_str()) != 0) fail("can't listen at " + address);
         zmq_msg_init(&message_);
     }

@@ -19,6 +19,7 @@
 #include <exception>
 #include <functional>
 #include <iostream>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -155,7 +156,7 @@ class Simulator {
                     scripted.emplace(book_, &connection, &out_);
                     wire::write_handshake_result(out_, name_);
                 } else if (kind == Body::run && wire::body(message).has(0)) {
-                    run_scripted(*scripted, wire::read_request(wire::body(message).table(0)), errors);
+                    run_scripted(*scripted, wire::read_request(wire::body(message).table(0)));
                 } else if (kind == Body::run) {
                     run_interactive(connection, errors);
                 } else {
@@ -163,6 +164,12 @@ class Simulator {
                 }
             } catch (const ProtocolError&) {
                 wire::write_reset(out_);
+            } catch (const std::bad_alloc&) {
+                scripted->discard();
+                say_error("memory does not suffice: ask for fewer traces", errors);
+            } catch (const std::length_error& error) {
+                scripted->discard();
+                say_error(error.what(), errors);
             }
             connection.send(out_);
         }
@@ -185,18 +192,13 @@ class Simulator {
     AddressBook& addresses() { return book_; }
 
   private:
-    void run_scripted(Scripted& scripted, Request request, bool errors) {
+    void run_scripted(Scripted& scripted, Request request) {
         run(scripted, std::move(request));
         if (scripted.abandoned()) {
             scripted.discard();
             return wire::write_reset(out_);
         }
-        try {
-            scripted.write(out_);
-        } catch (const std::length_error& error) {
-            scripted.discard();
-            say_error(error.what(), errors);
-        }
+        scripted.write(out_);
     }
     void run_interactive(Connection& connection, bool errors) {
         Interactive execution(book_, connection, out_);

@@ -200,7 +200,13 @@ class Table {
         const std::size_t start = buffer_.follow(place_ + at);
         const std::size_t size = buffer_.get<std::uint32_t>(start);
         buffer_.check(start + 4, 4 * size);
-        for (std::size_t i = 0; i < size; ++i) out.push_back(text(buffer_.follow(start + 4 + 4 * i)));
+        std::size_t spare = buffer_.size;  // repeated offsets can't multiply a message
+        for (std::size_t i = 0; i < size; ++i) {
+            out.push_back(text(buffer_.follow(start + 4 + 4 * i)));
+            const std::size_t bytes = out.back().size() + 4;
+            if (bytes > spare) throw ProtocolError("a list of strings is larger than its message");
+            spare -= bytes;
+        }
         return out;
     }
 
