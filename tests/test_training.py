@@ -229,6 +229,34 @@ def test_resumed_training_equals_uninterrupted(data: Path, tmp_path: Path) -> No
     assert one[1] == other[1]
 
 
+class Rates(Callback):
+    """Keeps the learning rate of each iteration and what else the optimiser goes by."""
+
+    seen: list[dict[str, Any]] = []  # noqa: RUF012  # read by the test, which does not make the object
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, number: int) -> None:
+        group = trainer.optimizers[0].param_groups[0]
+        self.seen.append({key: value for key, value in group.items() if key != "params"})
+
+
+@pytest.mark.parametrize("scheduler", ["polynomial", "constant"])
+def test_resumed_training_goes_by_the_settings_given(data: Path, tmp_path: Path, scheduler: str) -> None:
+    words = [f"scheduler={scheduler}", "optimizer.lr=1e-3"]
+    train(data / "branching", tmp_path, *words, "trainer.max_epochs=2")
+    words = [f"scheduler={scheduler}", "optimizer.lr=1e-2", "optimizer.weight_decay=0.1", "resume=true"]
+    config = settings(data / "branching", tmp_path, *words, "trainer.max_epochs=4")
+    config["callbacks"]["rates"] = {"_target_": f"{__name__}.Rates"}
+    Rates.seen.clear()
+    fit(config)
+    half = len(Rates.seen)
+    end = config["scheduler"].get("end_lr")
+    expected = [
+        1e-2 if end is None else end + (1e-2 - end) * (1.0 - i / (2 * half)) ** 2 for i in range(half, 2 * half)
+    ]
+    assert [group["lr"] for group in Rates.seen] == pytest.approx(expected)
+    assert {group["weight_decay"] for group in Rates.seen} == {0.1}
+
+
 def test_accumulation_equals_larger_steps_by_hand(data: Path, tmp_path: Path) -> None:
     words = ["trainer.accumulate_grad_batches=2", "trainer.max_epochs=1", "trainer.gradient_clip_val=null"]
     words += ["optimizer=sgd", "scheduler=constant", "data.valid_fraction=0.0"]

@@ -22,6 +22,7 @@ LARC = ("none", "update", "gradient")
 _EPS = 1e-8
 _SMALL = 512  # numbers in a row up to which rows are gathered instead of updated one by one
 STEP = "step"
+_SCHEDULED = "initial_lr"  # what torch's schedules add to a group
 
 
 class Touched(NamedTuple):
@@ -209,11 +210,14 @@ class RowOptimizer(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; rows that have been added since start anew.
 
+        Hyper-parameters stay those that the optimiser was made with; the learning rate of a schedule is taken over.
+
         Raises:
             ValueError: where the state is of another network or another optimiser.
         """
         self._join_new()
-        self.param_groups[0].update(state_dict["param_groups"][0])
+        if _SCHEDULED in self.param_groups[0]:
+            self.param_groups[0]["lr"] = state_dict["param_groups"][0]["lr"]
         self.state.clear()
         dense, banks = dict(self.dense()), self.banks
         for name, stored in state_dict["state"].items():

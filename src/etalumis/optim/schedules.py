@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -9,6 +11,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 class PolynomialDecay(LRScheduler):
     """lr(i) = end_lr + (lr − end_lr) (1 − i / iterations)^power, then end_lr.
+
+    A state dictionary holds the iteration only. What is gone on with follows the arguments, so that a longer training,
+    or one with another learning rate, gets the schedule it asks for.
 
     Args:
         optimizer: whose learning rate it sets.
@@ -36,3 +41,14 @@ class PolynomialDecay(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         left = max(0.0, 1.0 - self.last_epoch / self.iterations) ** self.power
         return [self.end_lr + (base - self.end_lr) * left for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The iteration."""
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from an iteration, with the learning rate that the arguments give it."""
+        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
+        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = lr
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
