@@ -252,3 +252,44 @@ def test_autocast_keeps_the_loss_and_gives_gradients_in_the_parameters_precision
     for name, gradient in gradients(network).items():
         assert gradient.dtype == torch.float32
         assert (gradient - exact[name]).norm() <= 0.1 * exact[name].norm() + 1e-3, name
+
+
+def test_a_network_is_made_for_all_batches_together() -> None:
+    """A name met a varying number of times, in the first batches not at all: its shape is that of the most."""
+    met = {0: 0, 1: 1, 2: 0, 3: 3, 4: 2}
+
+    def repeats(times: int) -> None:
+        mu = et.sample(Normal(0.0, 1.0), name="mu")
+        et.observe(Normal(mu, 1.0), name="always")
+        if times == 2:
+            et.sample(Normal(0.0, 1.0), name="late")
+        for _ in range(times):
+            et.observe(Normal(mu, 1.0), name="varies")
+
+    batches = [traces(lambda times=times: repeats(times), 10) for times in met.values()]
+    network = InferenceNetwork.for_batches(SMALL, batches, "test")
+    assert network.layout.observations == {"always": (), "varies": (3,)}
+    for batch, times in zip(batches, met.values(), strict=True):
+        packed = pack(batch, network.layout)
+        assert packed.unknown_draws == 0
+        assert (~packed.observations["varies"].isnan()).sum(1).tolist() == [times] * 10
+        assert math.isfinite(network.loss(packed)[0].item())
+    # Inference takes as few as a trace can have, and says why it can't take more.
+    network.proposer().begin([0], {"always": 0.0, "varies": np.array(1.0)})
+    network.proposer().begin([0], {"always": 0.0, "varies": [1.0, 2.0]})
+    with pytest.raises(
+        ValueError, match="observe the name 4 times. No trace of the training data did so more than 3 times"
+    ):
+        network.proposer().begin([0], {"always": 0.0, "varies": [1.0, 2.0, 3.0, 4.0]})
+
+
+def test_one_batch_and_its_pieces_make_the_same_network(batch: TraceBatch) -> None:
+    pieces = [batch.select(np.arange(start, start + 20)) for start in range(0, len(batch), 20)]
+    network = InferenceNetwork.for_batches(SMALL, pieces, "test")
+    grown = InferenceNetwork.for_batch(SMALL, pieces[0], "test")
+    for piece in pieces[1:]:
+        grown.grow(piece)
+    assert network.layout.rows == grown.layout.rows
+    for name, value in network.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, grown.state_dict()[name]), name

@@ -1,5 +1,6 @@
 """Training with Lightning: what the network package can do must survive the trainer around it."""
 
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from etalumis import cli
 from etalumis.conf.build import ConfigError, build
 from etalumis.conf.compose import compose, plain
 from etalumis.conf.help import choices
+from etalumis.distributions import Normal
 from etalumis.lit_models.fit import fit, make_network
 from etalumis.lit_models.inference_network import LitInferenceNetwork
 from etalumis.networks import InferenceNetwork, banks_of, checkpoint
@@ -368,6 +370,24 @@ def test_interrupted_by_hand_and_gone_on_with(data: Path, tmp_path: Path) -> Non
     epoch = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"]
     config = plain(compose("train", [*words, "data.workers=0", "resume=true", f"trainer.max_epochs={epoch + 3}"]))
     assert fit(config).trainer.current_epoch == epoch + 3
+
+
+def varying_model() -> et.Model:
+    """Its first traces observe a name less often than later ones."""
+    count = itertools.count()
+
+    def varying() -> None:
+        mu = et.sample(Normal(0.0, 1.0), name="mu")
+        for _ in range(1 + next(count) // 40):
+            et.observe(Normal(mu, 1.0), name="y")
+
+    return et.Model(varying)
+
+
+def test_a_name_observed_a_varying_number_of_times(tmp_path: Path) -> None:
+    simulate(varying_model, tmp_path / "data", 100, model="varying", workers=0, chunk_size=20)
+    module = train(tmp_path / "data", tmp_path / "run", "trainer.max_epochs=1", "data.batch_size=16")
+    assert module.network.layout.observations == {"y": (3,)}
 
 
 # --- every choice runs ----------------------------------------------------------------------------

@@ -79,12 +79,8 @@ def summary(module: LitInferenceNetwork) -> str:
 
 
 def make_network(settings: Mapping[str, Any], data: TracesDataModule) -> InferenceNetwork:
-    """A network with rows for every address of the data."""
-    batches = data.batches()
-    network = InferenceNetwork.for_batch(dict(settings), next(batches), simulator=data.model)
-    for batch in batches:
-        network.grow(batch)
-    return network
+    """A network with rows for every address of the data, and room for every observation."""
+    return InferenceNetwork.for_batches(dict(settings), data.batches(), simulator=data.model)
 
 
 def make_trainer(config: Mapping[str, Any], validation: bool) -> Trainer:

@@ -25,7 +25,7 @@ from etalumis.networks.errors import NetworkConfigError, ProposalError
 from etalumis.networks.heads import HEADS, Head
 from etalumis.networks.layout import Layout, Row, rows_of
 from etalumis.networks.observations import ObservationEmbedding
-from etalumis.networks.observed import observation_shapes, observed_values
+from etalumis.networks.observed import Met, met_observations, observed_values
 from etalumis.networks.packing import DrawGroup, TrainingBatch
 from etalumis.networks.proposals import Proposal, proposal
 
@@ -92,9 +92,25 @@ class InferenceNetwork(nn.Module):
     def for_batch(cls, config: Mapping[str, Any] | None, batch: TraceBatch, simulator: str = "") -> InferenceNetwork:
         """A network for traces like these: it reads every named observation, standardised by their statistics,
         and has rows for their addresses."""
-        network = cls(config, observation_shapes(batch), simulator)
-        network.standardise(batch)
-        network.grow(batch)
+        return cls.for_batches(config, [batch], simulator)
+
+    @classmethod
+    def for_batches(
+        cls, config: Mapping[str, Any] | None, batches: Iterable[TraceBatch], simulator: str = ""
+    ) -> InferenceNetwork:
+        """The same for the traces of several batches, the first of which gives the statistics; each is read once."""
+        first: TraceBatch | None = None
+        met: dict[str, Met] = {}
+        rows: dict[Row, None] = {}
+        for batch in batches:
+            first = batch if first is None else first
+            met = met_observations(batch, met)
+            rows |= dict.fromkeys(rows_of(batch))
+        if first is None:
+            raise NetworkConfigError("there are no traces to make a network for")
+        network = cls(config, {name: observed.whole for name, observed in met.items()}, simulator)
+        network.standardise(first)
+        network.grow(rows)
         return network
 
     def standardise(self, batch: TraceBatch, seed: int = 0) -> None:

@@ -9,7 +9,7 @@ nothing in the simulator depends on the observed value.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,16 +36,17 @@ def observed_values(
     A name met several times in a trace has its values one after the other along the first axis of ``shape``.
 
     Raises:
-        ValueError: where a name occurs nowhere, more often than the shape allows, with another shape, or as NaN.
+        ValueError: where none of the names occurs though others do, or one more often than the shape allows, with another shape, or as NaN.
     """
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
+    known = {c.name for c in batch.observes if c.name}
+    if known and known.isdisjoint(shapes) and shapes:
+        wanted, there = (", ".join(map(repr, names)) for names in (shapes, sorted(known)))
+        raise ValueError(f"no trace observes {wanted}, which the network reads; the traces observe {there}")
     out = {}
     for number, (name, shape) in enumerate(shapes.items()):
         columns = [c for c in batch.observes if c.name == name]
-        if not columns and len(batch):
-            known = sorted({c.name for c in batch.observes if c.name})
-            raise ValueError(f"no trace observes {name!r}, which the network reads; the traces observe {known}")
         values = np.full((len(batch), *shape), np.nan, dtype=np.float32)
         met = np.zeros(len(batch), dtype=np.int64)
         for column in columns:
@@ -136,19 +137,33 @@ def _aligned(parameter: NDArray[Any], rank: int) -> NDArray[Any]:
     return parameter.reshape(len(parameter), *(1,) * (rank - parameter.ndim + 1), *parameter.shape[1:])
 
 
-def observation_shapes(batch: TraceBatch) -> dict[str, tuple[int, ...]]:
-    """The shape of each named observation of a batch; a name met k > 1 times in a trace has (k, *shape)."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    met: dict[str, NDArray[np.int64]] = {}
+class Met(NamedTuple):
+    """How a name is observed: the shape of one value, and how often one trace has it at most."""
+
+    shape: tuple[int, ...]
+    most: int
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The shape of all values of a trace: (most, *shape) where there can be several."""
+        return self.shape if self.most <= 1 else (self.most, *self.shape)
+
+
+def met_observations(batch: TraceBatch, before: Mapping[str, Met] | None = None) -> dict[str, Met]:
+    """The named observations of a batch, together with those of the batches ``before``.
+
+    Raises:
+        ValueError: a name has several shapes.
+    """
+    out = dict(before or {})
+    counts: dict[str, NDArray[np.int64]] = {}
     for column in batch.observes:
         if column.name:
-            if shapes.setdefault(column.name, column.shape) != column.shape:
-                raise ValueError(
-                    f"observation {column.name!r} has several shapes: {shapes[column.name]}, {column.shape}"
-                )
-            counts = met.setdefault(column.name, np.zeros(len(batch), dtype=np.int64))
-            counts += np.bincount(column.rows, minlength=len(batch))
-    return {
-        name: shape if met[name].max(initial=0) <= 1 else (int(met[name].max()), *shape)
-        for name, shape in shapes.items()
-    }
+            met = out.setdefault(column.name, Met(column.shape, 0))
+            if met.shape != column.shape:
+                raise ValueError(f"observation {column.name!r} has several shapes: {met.shape}, {column.shape}")
+            count = counts.setdefault(column.name, np.zeros(len(batch), dtype=np.int64))
+            count += np.bincount(column.rows, minlength=len(batch))
+    for name, count in counts.items():
+        out[name] = out[name]._replace(most=max(out[name].most, int(count.max(initial=0))))
+    return out

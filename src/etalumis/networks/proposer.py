@@ -124,6 +124,14 @@ class NetworkProposer:
                 array = given.reshape(shape)
             elif given.ndim == len(shape) and given.shape[1:] == shape[1:] and len(given) < shape[0]:
                 array[: len(given)] = given  # a name met fewer times than it can be
+            elif shape and given.shape == shape[1:]:
+                array[0] = given  # a name met once
+            elif given.ndim == len(shape) > 0 and given.shape[1:] == shape[1:]:
+                raise ValueError(
+                    f"observe[{name!r}] has shape {given.shape}; the network was trained on {shape}. Does an execution "
+                    f"observe the name {len(given)} times? No trace of the training data did so more than {shape[0]} "
+                    "times: train on traces that do"
+                )
             else:
                 raise ValueError(f"observe[{name!r}] has shape {given.shape}; the network was trained on {shape}")
             arrays[name] = torch.from_numpy(np.array(array)).to(self._device)[None]
