@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,26 @@ def test_repeated_offsets_cannot_multiply_a_frame():
         folded[slot : slot + 4] = (first - slot).to_bytes(4, "little")
     with pytest.raises(ProtocolError, match="larger than its message"):
         Decoder().decode(bytes(folded))
+
+
+def kept(decoder: Decoder, messages) -> int:
+    """Bytes that a decoder keeps of these messages."""
+    frames = [Encoder().encode(message) for message in messages]
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for frame in frames:
+        decoder.decode(frame)
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return after - before
+
+
+def test_decoders_do_not_keep_all_that_they_read():
+    decoder = Decoder()
+    assert kept(decoder, (m.Error(f"{n:0100000d}") for n in range(100))) < 1_000_000
+    assert kept(decoder, (m.Sample(f"{n:0100000d}", "x", d.Normal(0.0, 1.0)) for n in range(100))) < 1_000_000
+    assert kept(decoder, (m.Error(f"{n:0100d}") for n in range(5000))) > 100_000
+    assert kept(decoder, (m.Error(f"{n:0100d}") for n in range(5000, 10_000))) < 100_000
 
 
 def survive(frame: bytes) -> None:

@@ -10,10 +10,9 @@ from etalumis.distributions import BY_CODE, Distribution
 from etalumis.ppx import messages as m
 from etalumis.ppx.errors import ProtocolError
 from etalumis.ppx.schema import schema
-from etalumis.ppx.wire import Reader, Row, write
+from etalumis.ppx.wire import LONGEST, REMEMBERED, Reader, Row, write
 
 _DOUBLE = struct.Struct("<d")
-_REMEMBERED = 4096  # distinct statements whose layout an encoder keeps
 
 
 class Decoder:
@@ -54,10 +53,12 @@ class Decoder:
             raise ProtocolError(f"malformed message: {error}") from error
 
     def _remember(self, frame: bytes, places: tuple[int, ...], message: m.Message) -> None:
+        if len(frame) > LONGEST:
+            return
         rebuild = _rebuilder(message, len(places))
         known = self._places.setdefault(len(frame), [])
         apart = all(abs(a - b) >= 8 for n, a in enumerate(places) for b in places[:n])
-        if rebuild is None or len(self._known) >= _REMEMBERED or len(known) >= 8 or not apart:
+        if rebuild is None or len(self._known) >= REMEMBERED or len(known) >= 8 or not apart:
             return
         self._known[_around(frame, places)] = rebuild
         if places not in known:
@@ -101,7 +102,7 @@ class Encoder:
         if layout is None:
             marks: list[int] = []
             layout = (_write(message, marks), marks)
-            if len(self._layouts) < _REMEMBERED:
+            if len(self._layouts) < REMEMBERED:
                 self._layouts[key] = layout
         frame, places = layout
         for place, number in zip(places, numbers, strict=True):

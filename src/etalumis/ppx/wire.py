@@ -35,6 +35,8 @@ _I32 = _SCALARS["int"]
 _DOUBLE = _SCALARS["double"]
 _VTABLE = struct.Struct("<HH")
 _DEPTH = 16
+REMEMBERED = 4096  # texts, or statements' layouts, that are kept of a peer
+LONGEST = 1 << 14  # bytes of a text, or of a statement, that is kept
 
 Row = tuple[Any, ...]
 Read = Callable[["Reader", int], Any]
@@ -188,9 +190,11 @@ def _read_string(reader: Reader, place: int) -> str:
     text = reader.strings.get(raw)
     if text is None:
         try:
-            text = reader.strings[raw] = raw.decode()
+            text = raw.decode()
         except UnicodeDecodeError as error:
             raise ProtocolError(f"a string is not UTF-8: {error}") from None
+        if count <= LONGEST and len(reader.strings) < REMEMBERED:
+            reader.strings[raw] = text
     return text
 
 
