@@ -17,6 +17,7 @@ import pytest
 import zmq
 
 import etalumis as et
+from etalumis import cli
 from etalumis.distributions import Normal, TruncatedNormal
 from etalumis.ppx import messages as m
 from etalumis.ppx import scripted as s
@@ -204,9 +205,25 @@ def test_a_failing_execution_ends_the_columns() -> None:
     assert "ZeroDivisionError" in (columns.error or "")
 
 
-def test_an_address_that_cannot_be_bound_is_an_error() -> None:
+def test_requests_for_more_than_a_million_executions_are_refused() -> None:
+    def tossed() -> None:
+        raise RuntimeError("was executed")
+
+    with served(tossed) as engine:
+        engine.say(m.Handshake("engine", (m.SCRIPT, m.ERROR)))
+        said = engine.say(m.Run(s.Request(executions=(1 << 20) + 1)))
+        assert isinstance(said, m.Error)
+        assert "a request is for more than a million executions" in said.text
+        assert isinstance(engine.say(m.Run(s.Request(executions=1 << 20))), m.RunResult)
+
+
+def test_an_address_that_cannot_be_bound_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ProtocolError, match="addresses are like"):
         et.serve(gaussian, "nowhere")
+    assert cli.main(["serve", "simulator=gaussian", "address=nowhere"]) == 1
+    said = capsys.readouterr()
+    assert "addresses are like" in said.err
+    assert "listens" not in said.out
 
 
 def test_the_command_line_serves_and_infers(tmp_path: Path) -> None:

@@ -182,13 +182,14 @@ def serve(config: Config) -> None:
     """Answer inference engines."""
     from etalumis.conf.build import build_model
     from etalumis.execution import Model
-    from etalumis.ppx.serve import serve as answer
+    from etalumis.ppx.serve import Server
 
     model = build_model(config["simulator"])
     if not isinstance(model, Model):
         raise ValueError(f"{model.name!r} runs in another process, which engines can talk to themselves")
-    print(f"{model.name} listens at {config['address']}", flush=True)
-    answer(model, config["address"], config["idle"])
+    with Server(model, config["address"]) as server:
+        print(f"{model.name} listens at {config['address']}", flush=True)
+        server.run(config["idle"])
 
 
 def demo(config: Config) -> None:

@@ -16,6 +16,9 @@ from etalumis.distributions import BY_CODE, Distribution, Stream
 from etalumis.execution import Answer, Controller, Model, Observations, Reject, Trace
 from etalumis.execution import trace as ends
 from etalumis.ppx import scripted as s
+from etalumis.ppx.errors import ProtocolError
+
+_MOST = 1 << 20  # executions of a request
 
 Ask = Callable[[str, str, Distribution, int, int], Any]
 
@@ -35,8 +38,14 @@ class Runner:
         self._stream = Stream(0)
 
     def run(self, row: tuple[Any, ...]) -> s.Columns:
-        """Execute a request; an exception of the model is told in the columns, and ends them."""
+        """Execute a request; an exception of the model is told in the columns, and ends them.
+
+        Raises:
+            ProtocolError: it is for more than 2^20 executions.
+        """
         request = s.Request(*row)
+        if request.executions > _MOST:
+            raise ProtocolError("a request is for more than a million executions")
         self._bases.hear(request.new_addresses or ())
         if self._stream.seed != request.seed:
             self._stream = Stream(request.seed)
