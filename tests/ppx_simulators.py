@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import zmq
 
@@ -77,6 +78,16 @@ def flaky() -> float:
     return x
 
 
+def falling() -> float:
+    """Dies where the file ``$FALL`` is, and takes it away."""
+    x = sample(Normal(0.0, 1.0), name="x")
+    fall = Path(os.environ["FALL"])
+    if fall.exists():
+        fall.unlink()
+        os._exit(3)
+    return x
+
+
 def slow() -> float:
     x = sample(Normal(0.0, 1.0), name="x")
     time.sleep(0.001)
@@ -122,7 +133,8 @@ def raw(address: str, answer: str) -> None:
 
 
 MODELS = {
-    f.__name__: f for f in (gaussian, marsaglia, branching, zoo, three_hundred, crashing, hanging, raising, flaky, slow)
+    f.__name__: f
+    for f in (gaussian, marsaglia, branching, zoo, three_hundred, crashing, hanging, raising, flaky, falling, slow)
 }
 MODELS |= {"hidden_markov": HiddenMarkov(steps=6), "captcha": MiniCaptcha()}
 RAW = ("garbage", "reset", "confused", "good")

@@ -240,6 +240,15 @@ def test_lock_step_goes_on_where_simulators_die() -> None:
         list(run_lockstep(remote, PriorProposer(), {}, range(40), seed=1))
 
 
+def test_a_failure_in_each_of_several_runs_is_the_first_of_each(tmp_path: Path) -> None:
+    fall = tmp_path / "fall"
+    with launched("falling", retries=1, environment={"FALL": str(fall)}) as remote:
+        for run_number in range(3):
+            fall.touch()
+            assert len(list(run_lockstep(remote, PriorProposer(), {}, range(3), seed=1))) == 3
+            assert remote.num_failures == run_number + 1
+
+
 def test_processes_end_with_the_model() -> None:
     remote = launched("gaussian", workers=2)
     et.prior(remote, num_traces=60)
@@ -248,6 +257,22 @@ def test_processes_end_with_the_model() -> None:
     for pid in filter(None, pids):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_of_the_engine_does_not_delay_its_end() -> None:
+    remote = launched("gaussian")
+    assert remote.name == "gaussian"
+    child = os.fork()
+    if not child:
+        time.sleep(12.0)
+        os._exit(0)
+    started = time.monotonic()
+    remote.close()
+    seconds = time.monotonic() - started
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert seconds < 6.0
 
 
 def test_processes_end_with_an_engine_that_is_killed() -> None:

@@ -21,11 +21,12 @@ _KEPT = 8192  # bytes of output kept
 _GRACE = 2.0  # seconds to end after SIGTERM
 
 
-# Remembers the process groups that it is told of; when the pipe from the engine closes, however the engine ended, it
-# kills those that are left and removes the folder of their sockets.
+# Remembers the process groups that it is told of; when it is told to end, or the pipe from the engine closes, however
+# the engine ended, it kills those that are left and removes the folder of their sockets.
 _GUARD = """
 live=
 while read -r sign group; do
+    [ "$sign" = . ] && break
     rest=
     for known in $live; do [ "$known" = "$group" ] || rest="$rest $known"; done
     if [ "$sign" = + ]; then live="$rest $group"; else live=$rest; fi
@@ -65,9 +66,14 @@ class Guard:
     def close(self) -> None:
         """No simulator is left."""
         if self._process is not None and self._process.stdin is not None:
+            self._tell(".")  # the pipe alone does not tell: a forked child of the engine holds it, too
             with suppress(OSError):
                 self._process.stdin.close()
-            self._process.wait()
+            try:
+                self._process.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
         elif "folder" in self.__dict__:  # made for a simulator that could not be started
             self.folder.rmdir()
 
@@ -144,8 +150,9 @@ class SimulatorProcess:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace)
         self._signal(signal.SIGKILL)  # also what it left behind
-        self._process.wait()
-        self._guard.forget(self._process.pid)
+        with suppress(subprocess.TimeoutExpired):  # one that the kernel does not let go yet stays the guard's
+            self._process.wait(_GRACE)
+            self._guard.forget(self._process.pid)
         self._reader.join(timeout=1.0)
         if not self._reader.is_alive():
             assert self._process.stdout is not None

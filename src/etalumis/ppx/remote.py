@@ -127,7 +127,7 @@ class RemoteModel:
         self.num_dropped = 0
         self._name = name
         self._policy, self._retries = policy, retries
-        self._tried: dict[int, int] = {}
+        self._tried: dict[int, int] = {}  # attempts that failed in this run in lock-step, by trace index
         self._errors: dict[int, Exception] = {}
         self._chains = CallChains(call_root.__code__)
         self.switchboard = Switchboard()
@@ -235,7 +235,8 @@ class RemoteModel:
     def open_slots(
         self, observations: Observations, seed: int, batch_size: int, draw_observations: bool
     ) -> Sequence[Slot]:
-        """A slot for each simulator, for lock-step execution."""
+        """A slot for each simulator, for a run in lock-step."""
+        self._tried.clear()
         workers = self.workers[:batch_size]
         return [RemoteSlot(self, w, observations, seed, n, draw_observations) for n, w in enumerate(workers)]
 
