@@ -24,7 +24,7 @@ from etalumis.conf.help import choices
 from etalumis.distributions import Normal
 from etalumis.lit_models.fit import fit, make_network
 from etalumis.lit_models.inference_network import LitInferenceNetwork
-from etalumis.networks import InferenceNetwork, banks_of, checkpoint
+from etalumis.networks import CheckpointError, InferenceNetwork, banks_of, checkpoint
 from etalumis.simulators.classics import branching, gaussian
 from etalumis.simulators.detector import Detector
 from etalumis.simulators.tau import Tau
@@ -439,3 +439,46 @@ def test_half_precision_is_refused(data: Path, tmp_path: Path, precision: str) -
 def test_several_ranks_are_refused(data: Path, tmp_path: Path, words: list[str]) -> None:
     with pytest.raises(ConfigError, match="training on several ranks is not there yet"):
         train(data / "gaussian", tmp_path, "trainer.accelerator=cpu", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.precision=fp7"], "trainer: .*fp7"),
+        (["trainer.accelerator=abacus"], "trainer: .*abacus"),
+        (["trainer.max_epochs=-7"], "trainer: .*max_epochs"),
+        (["seed=-1"], "seed=-1: .* from 0 to 4294967295"),
+        (["seed=4294967296"], "seed=4294967296: .* from 0 to 4294967295"),
+    ],
+)
+def test_settings_that_the_trainer_does_not_take(data: Path, tmp_path: Path, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        train(data / "gaussian", tmp_path, *words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.max_epochs=3"], r"best\.ckpt reached epoch [4-8].* trainer\.max_epochs=3"),
+        (["network.core.hidden=8"], r"best\.ckpt .* another network: .*core\.hidden=8 .*was 16"),
+        (["network.components=3", "network.head.kind=shared"], r"components=3 \(was 5\), .*head\.kind=shared"),
+    ],
+)
+def test_checkpoints_that_do_not_fit(
+    trained: tuple[Path, LitInferenceNetwork], data: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    resume = trained[0] / "checkpoints" / "best.ckpt"
+    with pytest.raises(ConfigError, match=said):
+        train(data / "gaussian", tmp_path, f"resume={resume}", "trainer.max_epochs=9", *words)
+
+
+def test_files_that_are_no_checkpoints(trained: tuple[Path, LitInferenceNetwork], data: Path, tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.ckpt"
+    garbage.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match=r"garbage\.ckpt is no checkpoint"):
+        train(data / "gaussian", tmp_path, f"resume={garbage}")
+    with pytest.raises(ConfigError, match=r"network\.pt holds a network without .* checkpoints/last\.ckpt"):
+        train(data / "gaussian", tmp_path, f"resume={trained[0] / 'network.pt'}")
+    with pytest.raises(ConfigError, match="another network: simulator=branching"):
+        train(data / "branching", tmp_path, f"resume={trained[0] / 'checkpoints' / 'last.ckpt'}")

@@ -10,11 +10,13 @@ from typing import Any
 
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from etalumis.callbacks import Export, Throughput
 from etalumis.conf.build import ConfigError, build
 from etalumis.datamodules.traces import TracesDataModule
 from etalumis.lit_models.inference_network import VALID_LOSS, LitInferenceNetwork
+from etalumis.lit_models.resume import check_checkpoint, find_checkpoint
 from etalumis.networks import InferenceNetwork
 
 # Said by Lightning about things that are meant.
@@ -26,6 +28,7 @@ _MEANT = (
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
 )
 
+_SEEDS = 2**32  # how many NumPy's global generator has
 _HALF = ("16", "16-mixed", "16-true")  # numbers that need their gradients scaled, which no bank row's would be
 
 
@@ -34,12 +37,15 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
 
     Raises:
         DatasetError: a dataset is missing or damaged.
+        CheckpointError: the checkpoint to go on from is damaged.
         ConfigError: settings that don't go together.
         KeyboardInterrupt: on Ctrl-C; says how to go on.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     output = Path(config["output"])
     resume = find_checkpoint(config["resume"], output)
+    if not 0 <= config["seed"] < _SEEDS:
+        raise ConfigError(f"seed={config['seed']}: training takes seeds from 0 to {_SEEDS - 1}")
     seed_everything(config["seed"], verbose=False)
     data = build(config["data"])
     assert isinstance(data, TracesDataModule)
@@ -49,6 +55,8 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
         network, build(config["optimizer"]), build_optional(config["scheduler"]), settings=dict(config)
     )
     trainer = make_trainer(config, data.valid_order.traces > 0)
+    if resume is not None:
+        check_checkpoint(resume, network, trainer.max_epochs)
     with warnings.catch_warnings():
         for message in _MEANT:
             warnings.filterwarnings("ignore", message)
@@ -98,14 +106,15 @@ def make_trainer(config: Mapping[str, Any], validation: bool) -> Trainer:
         raise ConfigError(
             f"trainer.precision={settings['precision']}: gradients of bank rows would stay scaled; take bf16-mixed"
         )
-    trainer: Trainer = build(
-        {
-            **settings,
-            "callbacks": [build(c) for c in callbacks_of(config["callbacks"] or {}, validation)],
-            "logger": build_optional(config["logger"]) or False,
-            "enable_progress_bar": False,  # callbacks.progress shows the whole training
-        }
-    )
+    parts = {
+        "callbacks": [build(c) for c in callbacks_of(config["callbacks"] or {}, validation)],
+        "logger": build_optional(config["logger"]) or False,
+        "enable_progress_bar": False,  # callbacks.progress shows the whole training
+    }
+    try:
+        trainer: Trainer = build({**settings, **parts})
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     if trainer.num_devices != 1 or trainer.num_nodes != 1:
         raise ConfigError(
             f"trainer.devices makes {trainer.num_devices} on {trainer.num_nodes} nodes: training on several ranks is "
@@ -117,22 +126,6 @@ def make_trainer(config: Mapping[str, Any], validation: bool) -> Trainer:
 def callbacks_of(group: Mapping[str, Mapping[str, Any]], validation: bool) -> list[Mapping[str, Any]]:
     """The settings of all callbacks; without those that watch the validation loss where there is none."""
     return [c for c in group.values() if validation or c.get("monitor") != VALID_LOSS]
-
-
-def find_checkpoint(resume: bool | str, output: Path) -> str | None:
-    """The checkpoint to go on from.
-
-    Raises:
-        ConfigError: it does not exist.
-    """
-    if resume is False:
-        return None
-    path = output / "checkpoints" / "last.ckpt" if resume is True else Path(resume)
-    if not path.is_file():
-        raise ConfigError(
-            f"there is no checkpoint {path} to go on from; give resume=PATH, or resume=false to begin anew"
-        )
-    return str(path)
 
 
 def build_optional(config: Mapping[str, Any] | None) -> Any:

@@ -59,7 +59,7 @@ def load(path: str | os.PathLike[str], simulator: str | None = None) -> tuple[In
     Raises:
         CheckpointError: where the file is missing, damaged, no network, or one for another simulator.
     """
-    content = _read(path)
+    content = read(path)
     if "etalumis" in content:
         state = {
             key.removeprefix(_MODULE): value for key, value in content["state_dict"].items() if key.startswith(_MODULE)
@@ -100,7 +100,12 @@ def _restore(content: Mapping[str, Any], origin: str, simulator: str | None) -> 
     return network.eval()
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file holds, whether a network's or a training's.
+
+    Raises:
+        CheckpointError: where it is missing, damaged or no dictionary.
+    """
     try:
         content = torch.load(Path(path), map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -36,7 +36,8 @@ def observed_values(
     A name met several times in a trace has its values one after the other along the first axis of ``shape``.
 
     Raises:
-        ValueError: where none of the names occurs though others do, or one more often than the shape allows, with another shape, or as NaN.
+        ValueError: where none of the names occurs though others do, or one occurs more often than the shape allows,
+            with another shape, or as NaN.
     """
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
