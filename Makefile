@@ -58,7 +58,7 @@ clean: ## remove the environment, caches and build folders (keeps data/ and demo
 # Pythia 8 has no wheel for some platforms: there its tests are skipped, but never in continuous integration.
 .PHONY: pythia
 pythia: $(call installed,dev)
-	@$(MAKE) --no-print-directory $(call installed,pythia) || { \
+	@$(MAKE) -s $(call installed,pythia) || { \
 	    echo "[setup] Pythia 8 cannot be installed here: its tests will be skipped"; test -z "$${CI:-}"; }
 
 # Compilers and ZeroMQ headers for the tests of the front ends.
