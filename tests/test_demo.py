@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +59,7 @@ def test_demo_leaves_a_figure_numbers_and_everything_they_were_made_of(finished:
 def test_a_finished_demo_is_not_run_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = [*finished.glob("post_*/*"), *finished.glob("network/*.pt"), finished / "event.npz"]
     before = {path: path.stat().st_mtime_ns for path in parts}
-    started = time.monotonic()
     demo.run(settings(finished))
-    assert time.monotonic() - started < 10.0
     assert {path: path.stat().st_mtime_ns for path in parts} == before
     said = capsys.readouterr().out
     for word in ("Quality and cost", "Agreement", "Does it stand?", "IC", "RMH", "posterior.png"):
