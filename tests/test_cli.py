@@ -222,6 +222,18 @@ def test_unknown_key(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["infer", "output=x", "observe=nowhere.json"], "there is no observation file nowhere.json"),
         (["infer", "output=x", "observe.detector=1.0"], "needs a trained network"),
         (["infer", "output=x", "engine=lmh", "engine.chains=0", "observe.detector=1.0"], "chains.*at least 1"),
+        (["simulate", "num_traces=abc", "output=x"], "num_traces=abc must be a whole number"),
+        (["simulate", "num_traces=1e4", "output=x"], r"num_traces=10000\.0 must be a whole number"),
+        (["simulate", "num_traces=null", "output=x"], "num_traces must be given"),
+        (["simulate", "seed=true", "output=x"], "seed=True must be a whole number"),
+        (["simulate", "shard_mb=abc", "output=x"], "shard_mb=abc must be a number"),
+        (["event", "index=first"], "index=first must be a whole number"),
+        (["infer", "output=x", "num_traces=abc", "observe.obs0=1.0"], "num_traces=abc must be a whole number"),
+        (["infer", "output=x", "engine=rmh", "engine.chains=two", "observe.obs0=1.0"], r"engine\.chains=two must be"),
+        (["demo", "demo.rmh.steps=many"], r"demo\.rmh\.steps=many must be a whole number"),
+        (["infer", "output=x", "engine=lmh", "observe.obs0=abc"], "observe.obs0 must be a number.* got 'abc'"),
+        (["infer", "output=x", "engine=lmh", "observe.obs0=[1.0,null]"], "observe.obs0 must be a number"),
+        (["infer", "output=x", "engine=lmh", "observe.obs.a=1.0"], "observe.obs must be a number"),
         (
             ["infer", "output=x", "engine=lmh", "simulator=gaussian", "observe.obs7=1.0", "num_traces=4"],
             "'obs7'.*'obs0', 'obs1'",
@@ -236,9 +248,27 @@ def test_errors_say_what_to_do(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_simulators_that_can_not_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "unfit.py").write_text(
+        "import etalumis as et\nfrom etalumis.distributions import Normal\nnumber = 3\n"
+        "def thing():\n    et.observe(Normal(et.sample(Normal(0.0, 1.0)), 1.0), name='y')\n    et.tag(object(), name='thing')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    words = ["engine=lmh", "engine.burn_in=1", "num_traces=4", "simulator=custom", "observe.y=1.0", "output=x"]
+    assert "a function or a class" in fails(capsys, "infer", *words, "simulator._target_=unfit:number")
+    assert "'thing' holds <object" in fails(capsys, "infer", *words, "simulator._target_=unfit:thing")
+
+
 def test_bad_observation_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "seen.json"
-    for content, said in (("[1, 2]", "must hold an object"), ("{", "is not JSON")):
+    for content, said in (
+        ("[1, 2]", "must hold an object"),
+        ("{", "is not JSON"),
+        ('{"obs0": "abc"}', "observe.obs0 must be a number"),
+    ):
         path.write_text(content)
         assert said in fails(capsys, "infer", "engine=lmh", f"observe={path}", "output=x")
 
@@ -266,11 +296,9 @@ def test_tracebacks_on_request(how: str, capsys: pytest.CaptureFixture[str], mon
     assert "nowhere" in said
 
 
-def test_bugs_are_not_hidden(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(config: object) -> None:
-        json.loads("{")
-
-    monkeypatch.setitem(cli.RUN, "event", broken)
+@pytest.mark.parametrize("bug", [lambda config: json.loads("{"), lambda config: cli.use_threads(config) + 1])
+def test_bugs_are_not_hidden(bug: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.RUN, "event", bug)
     assert cli.main(["event"]) == 1
     assert "Traceback" in capsys.readouterr().err
 

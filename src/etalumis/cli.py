@@ -29,7 +29,7 @@ VERBS = {
 _HELP = {"-h", "--help"}
 _TRACEBACK = "debug=true"
 _OURS = ("etalumis", "__main__")
-_FOR_USERS = (ValueError, RuntimeError, ArithmeticError, ImportError, OSError, TypeError)
+_FOR_USERS = (ValueError, RuntimeError, ArithmeticError, ImportError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

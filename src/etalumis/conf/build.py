@@ -36,6 +36,8 @@ def build_model(config: Mapping[str, Any]) -> Simulator:
         if hasattr(target, "execute"):  # a model already, such as a simulator in another process
             return target(**arguments, **({"name": name} if name else {}))
         return Model(target(**arguments), name or target.__name__)
+    if not callable(target):
+        raise ConfigError(f"_target_={config['_target_']!r} is {target!r}; a simulator is a function or a class")
     function = functools.partial(target, **arguments) if arguments else target
     return Model(function, name or target.__name__)
 

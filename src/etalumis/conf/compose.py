@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
+from etalumis.conf.build import ConfigError
+
 PACKAGE = "etalumis.conf"
+_COUNTS = {"num_traces", "valid_traces", "prior_traces", "chunk_size", "batch_size", "workers", "threads"}
+_COUNTS |= {"seed", "index", "chains", "steps", "burn_in", "thinning", "max_epochs", "max_steps"}
+_NUMBERS = {"shard_mb", "sparse_above", "cache_mb", "valid_fraction", "branch_share", "inflation", "idle"}
+_OPEN = {"simulator", "observe"}  # what stands there is the user's
 
 
 def compose(verb: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
@@ -31,13 +37,26 @@ def compose(verb: str, overrides: Sequence[str] = (), config_dir: str | Path | N
         return hydra_compose(verb, overrides=found)
 
 
-def plain(config: Any) -> Any:
+def plain(config: DictConfig) -> dict[str, Any]:
     """Plain containers with everything interpolated.
 
     Raises:
         MissingMandatoryValue: naming a setting that has no default and was not given.
+        ConfigError: naming a setting that must be a number and is not.
     """
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    _check_numbers({key: value for key, value in settings.items() if key not in _OPEN})
+    return cast("dict[str, Any]", settings)
+
+
+def _check_numbers(settings: Mapping[str, Any], prefix: str = "") -> None:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            _check_numbers(value, f"{prefix}{key}.")
+        elif value is not None and key in _COUNTS and type(value) is not int:
+            raise ConfigError(f"{prefix}{key}={value} must be a whole number")
+        elif value is not None and key in _NUMBERS and type(value) not in (int, float):
+            raise ConfigError(f"{prefix}{key}={value} must be a number")
 
 
 def _new_observation(override: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ def read_observation(source: str | Mapping[str, Any]) -> dict[str, Any]:
         source: an event file (``.npz``), a ``.json`` file of name to number or list, or the values themselves.
 
     Raises:
-        ValueError: the file is missing or of another kind, or there are no values.
+        ValueError: the file is missing or of another kind, or there are no values, or one is not numeric.
     """
     if isinstance(source, Mapping):
         found = dict(source)
@@ -62,7 +63,16 @@ def read_observation(source: str | Mapping[str, Any]) -> dict[str, Any]:
         found = dict(Event.load(source).observe)
     if not found:
         raise ValueError("nothing to infer from: give observe=event.npz, or values as observe.NAME=VALUE")
+    for name, value in found.items():
+        if not _is_numeric(value):
+            raise ValueError(f"observe.{name} must be a number or a list of numbers; got {reprlib.repr(value)}")
     return found
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_numeric, value))
+    return np.asarray(value).dtype.kind in "biuf"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from etalumis.conf.build import build_model, close
+from etalumis.conf.build import ConfigError, build_model, close
 from etalumis.inference.engine import left_out
 from etalumis.inference.progress import progress_bar
 from etalumis.storage import Dataset, Encoding, simulate
@@ -27,6 +27,8 @@ def cores() -> int:
 def run(config: Mapping[str, Any]) -> Dataset:
     """Make the dataset that ``conf/simulate.yaml`` describes, or go on with it; prints what came out."""
     simulator, total = config["simulator"], config["num_traces"]
+    if total is None:
+        raise ConfigError("num_traces must be given: num_traces=...")
     # Made here once too, so that a wrong setting or a missing package is said before any process starts.
     model = build_model(simulator)
     name = model.name

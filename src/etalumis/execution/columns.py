@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etalumis.distributions import BY_CODE, DISTRIBUTIONS, Distribution
+from etalumis.execution.errors import StorableError
 from etalumis.execution.trace import Observed
 
 
@@ -285,7 +286,7 @@ class Column:
         else:
             for value in self.values:
                 if not _is_json(value):
-                    raise TypeError(
+                    raise StorableError(
                         f"{self.name!r} holds {value!r} ({type(value).__name__}), which can't be saved; tag or return "
                         "numbers, arrays of one shape, strings, booleans, or lists and dicts of finite ones"
                     )

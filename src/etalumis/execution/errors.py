@@ -15,5 +15,9 @@ class DensityError(ArithmeticError):
     """A log density is not a number, or infinite."""
 
 
+class StorableError(TypeError):
+    """A tag or result is of a kind that no file can keep safely."""
+
+
 class Reject(BaseException):
     """Raised by a controller to end an execution early; the trace is kept as rejected, with zero weight."""
