@@ -227,6 +227,7 @@ def test_unknown_key(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["simulate", "num_traces=null", "output=x"], "num_traces must be given"),
         (["simulate", "seed=true", "output=x"], "seed=True must be a whole number"),
         (["simulate", "shard_mb=abc", "output=x"], "shard_mb=abc must be a number"),
+        (["event", "simulator=gaussian", "output=ev.json"], "ev.json would not be read as one; name it ev.npz"),
         (["event", "index=first"], "index=first must be a whole number"),
         (["infer", "output=x", "num_traces=abc", "observe.obs0=1.0"], "num_traces=abc must be a whole number"),
         (["infer", "output=x", "engine=rmh", "engine.chains=two", "observe.obs0=1.0"], r"engine\.chains=two must be"),
@@ -253,7 +254,8 @@ def test_simulators_that_can_not_be_used(
 ) -> None:
     (tmp_path / "unfit.py").write_text(
         "import etalumis as et\nfrom etalumis.distributions import Normal\nnumber = 3\n"
-        "def thing():\n    et.observe(Normal(et.sample(Normal(0.0, 1.0)), 1.0), name='y')\n    et.tag(object(), name='thing')\n"
+        "def thing():\n    et.observe(Normal(et.sample(Normal(0.0, 1.0)), 1.0), name='y')\n"
+        "    et.tag(object(), name='thing')\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())

@@ -33,13 +33,19 @@ class Event:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Write the file, complete or not at all."""
+        """Write the file, complete or not at all.
+
+        Raises:
+            ValueError: another suffix than ``.npz``, by which readers know the kind of file.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"an event is an .npz file, and {path} would not be read as one; name it {path.stem}.npz")
         arrays: dict[str, NDArray] = {
             (_EACH if isinstance(value, list) else "") + name: np.asarray(value) for name, value in self.observe.items()
         }
         arrays |= {_TRUTH + name: np.asarray(value, dtype=np.float64) for name, value in self.truth.items()}
         arrays |= {_LABELS + name: np.asarray(names, dtype=np.str_) for name, names in self.labels.items()}
-        path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.part")
         # Member by member: numpy.savez takes no name for an array that is also an argument of its own.
