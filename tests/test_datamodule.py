@@ -288,6 +288,21 @@ def test_loader_ends_early_and_starts_again(data: Path) -> None:
     assert loader.waited > 0.0
 
 
+def test_loader_starts_again_while_an_earlier_iteration_lives(data: Path) -> None:
+    """As where a training was stopped within an epoch and something still holds its iterator."""
+    loader = ready(data, workers=1).train_dataloader()
+    expected = list(ready(data, workers=0).train_dataloader())
+    earlier = [iter(loader) for _ in range(2)]
+    assert_same(next(earlier[1]), expected[0])
+    for _ in range(3):
+        again = list(loader)
+        assert len(again) == len(expected)
+        for one, other in zip(again, expected, strict=True):
+            assert_same(one, other)
+    assert list(earlier[1]) == []
+    assert not any(thread.name == "minibatches" for thread in threading.enumerate())
+
+
 @pytest.mark.parametrize("rows", [slice(None), slice(0, 1), slice(0, 0)])
 def test_parcels_hold_minibatches_exactly(data: Path, rows: slice) -> None:
     module = ready(data, workers=0)

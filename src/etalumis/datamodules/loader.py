@@ -19,22 +19,29 @@ T = TypeVar("T")
 class Loader(DataLoader):
     """Yields minibatches; those of loader processes are fetched and unwrapped by a thread while another is used.
 
+    The processes serve one iteration at a time: a new one ends the one before.
+
     Attributes:
         waited: seconds that whoever iterates has spent waiting for a minibatch.
     """
 
     waited = 0.0
+    _ahead: Ahead[TrainingBatch] | None = None
 
     def __iter__(self) -> Any:
+        if self._ahead is not None:
+            self._ahead.close()
         batches: Iterator[Any] = super().__iter__()
-        return self._timed(Ahead(map(Parcel.unwrap, batches)) if self.num_workers else batches)
+        if self.num_workers:
+            # In place of the class attribute: the loader forbids changing its own attributes.
+            batches = self.__dict__["_ahead"] = Ahead(map(Parcel.unwrap, batches))
+        return self._timed(batches)
 
     def _timed(self, batches: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
         try:
             while True:
                 started = time.perf_counter()
                 batch = next(batches, None)
-                # In place of the class attribute: the loader forbids changing its own attributes.
                 self.__dict__["waited"] = self.waited + time.perf_counter() - started
                 if batch is None:
                     return
@@ -69,10 +76,12 @@ class Ahead(Iterator[T]):
         return item
 
     def close(self) -> None:
-        """End the thread; items that were fetched are dropped."""
+        """End the thread and the iteration; items that were fetched are dropped."""
         self._closed = True
         self._room.release()
         self._thread.join()
+        self._ready = SimpleQueue()
+        self._ready.put((None, StopIteration()))
 
     def _fetch(self, items: Iterator[T]) -> None:
         while True:
