@@ -11,7 +11,9 @@ import pytest
 import etalumis as et
 from cpp_programs import ROOT, compiled
 from etalumis.simulators import classics
+from inference_checks import TOLERANCE, z_probabilities, z_scores
 
+EASY = {"obs0": 2.0, "obs1": 3.0}
 EXAMPLES = ROOT / "examples" / "ppx"
 CASES: dict[str, tuple[Callable[[], Any], dict[str, float], str]] = {
     "gaussian": (classics.gaussian, {"obs0": 8.0, "obs1": 9.0}, "mu"),
@@ -45,6 +47,34 @@ def test_posteriors_equal_those_of_the_python_model(pair: tuple[str, bool, et.Re
     theirs = et.posterior(et.Model(function), observe=observe, engine=how, num_traces=count, seed=3)
     np.testing.assert_array_equal(ours.values(variable), theirs.values(variable))
     np.testing.assert_allclose(ours.log_weights, theirs.log_weights, rtol=1e-12)
+    assert remote.num_failures == 0
+
+
+EMISSIONS = [0.1 * step for step in range(16)]
+# What a broad proposal recovers: observations that are not far from the prior's own.
+EXACT: dict[str, tuple[dict[str, float], Callable[[et.Posterior], float]]] = {
+    "gaussian": (EASY, lambda post: np.abs(z_scores(post, "mu", *classics.gaussian_posterior(2.0, 3.0))).max()),
+    "marsaglia": (EASY, lambda post: np.abs(z_scores(post, "mu", *classics.gaussian_posterior(2.0, 3.0))).max()),
+    "branching": ({"obs0": 6.0}, lambda post: z_probabilities(post, "r", classics.branching_posterior(6))),
+    "hidden_markov": (
+        {f"obs{step}": y for step, y in enumerate(EMISSIONS)},
+        lambda post: z_probabilities(post, "state3", classics.HiddenMarkov().posterior(EMISSIONS)[3]),
+    ),
+}
+
+
+@pytest.mark.slow
+def test_a_networks_proposals_recover_the_posterior(pair: tuple[str, bool, et.RemoteModel]) -> None:
+    """Untrained, it proposes broadly; the weights must make up for it, over the wire as in-process."""
+    from etalumis.networks import InferenceNetwork
+
+    name, scripted, remote = pair
+    observe, score = EXACT[name]
+    known = et.prior(remote, num_traces=500 if scripted else 100, seed=8).traces
+    network = InferenceNetwork.for_batch({"core": {"kind": "lstm", "hidden": 16}}, known, simulator=remote.name)
+    post = et.posterior(remote, observe, et.IC(network), num_traces=1500 if scripted else 300, seed=9)
+    assert score(post) < TOLERANCE
+    assert post.info["proposed_draws"] >= len(post)
     assert remote.num_failures == 0
 
 
