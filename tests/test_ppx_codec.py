@@ -278,3 +278,25 @@ def test_frames_are_flatbuffers_to_the_reference_library():
     normal = child(body, 3)
     assert (scalar(child(normal, 0)), scalar(child(normal, 1))) == (1.5, 2.25)
     assert not body.Get(N.BoolFlags, body.Pos + field(body, 4))
+
+
+GOLDEN = Path(__file__).parent / "data" / "golden_messages.json"
+
+
+def golden() -> dict[str, m.Message]:
+    """A message of every kind, and a Sample and an Observe of every family, by what they are called in the file."""
+    found: dict[str, m.Message] = {f"{k:02d} {type(message).__name__}": message for k, message in enumerate(EVERY)}
+    for distribution in SCALARS + ARRAYS:
+        called = f"{distribution.family}{list(distribution.shape)}"
+        found[f"Sample {called}"] = m.Sample("[f()+0x1]", "x", distribution)
+        found[f"Observe {called}"] = m.Observe("[f()+0x2]", "y", distribution, None)
+    return found
+
+
+def test_frames_stay_what_they_were() -> None:
+    """To the byte: what peers have stored or signed, and what the C++ side is driven with, does not drift."""
+    frames = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert frames.keys() == golden().keys()
+    for called, message in golden().items():
+        assert Encoder().encode(message).hex() == frames[called], called
+        same(message, Decoder().decode(bytes.fromhex(frames[called])))
