@@ -2,8 +2,9 @@
 
 from etalumis.execution.addresses import Address, AddressBook
 from etalumis.execution.batch import TraceBatch
-from etalumis.execution.columns import Column, DistributionTable, ObserveColumn
+from etalumis.execution.columns import Column, ObserveColumn
 from etalumis.execution.controllers import Answer, Controller, Guided, Inflated, Prior, Replay, Script
+from etalumis.execution.distribution_table import DistributionTable
 from etalumis.execution.errors import DensityError, ModelError, ObservationError, Reject
 from etalumis.execution.lockstep import Proposer, Request, run_lockstep
 from etalumis.execution.loop import factor, observe, sample, tag

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from etalumis.distributions import BY_CODE
 from etalumis.execution.addresses import AddressBook
-from etalumis.execution.columns import Column, DistributionTable, ObserveColumn, concatenate_columns, gather
+from etalumis.execution.columns import Column, ObserveColumn, concatenate_columns, gather
+from etalumis.execution.distribution_table import DistributionTable
 from etalumis.execution.trace import FINISHED, Trace
 
 _DRAW_COLUMNS = ("address", "name", "distribution", "controlled", "conditioned", "log_prob", "log_q")
