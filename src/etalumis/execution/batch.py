@@ -7,7 +7,7 @@ once. There is no Python object per draw.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from etalumis.distributions import BY_CODE
 from etalumis.execution.addresses import AddressBook
-from etalumis.execution.columns import Column, ObserveColumn, concatenate_columns, gather
+from etalumis.execution.columns import Column, ObserveColumn, concatenate_columns
 from etalumis.execution.distribution_table import DistributionTable
+from etalumis.execution.ragged import gather, offsets_of
 from etalumis.execution.trace import FINISHED, Trace
 
 _DRAW_COLUMNS = ("address", "name", "distribution", "controlled", "conditioned", "log_prob", "log_q")
@@ -146,7 +147,7 @@ class TraceBatch:
         if any(d.shape for d in distributions):
             sizes = [int(np.size(v)) for v in values]
             value = np.concatenate([np.ravel(np.asarray(v, dtype=np.float64)) for v in values])
-            value_offsets = _offsets(sizes)
+            value_offsets = offsets_of(sizes)
         else:
             value = np.array(values, dtype=np.float64)
             value_offsets = np.arange(count + 1, dtype=np.int64)
@@ -164,7 +165,7 @@ class TraceBatch:
             names=tuple(names),
             distributions=DistributionTable.from_packed(list(table)),
             index=each("index", np.int64),
-            offsets=_offsets(lengths),
+            offsets=offsets_of(lengths),
             address=column("addresses", np.int32),
             name=np.array(name, dtype=np.int32),
             distribution=np.array(distribution, dtype=np.int32),
@@ -211,8 +212,8 @@ class TraceBatch:
             addresses=first.addresses,
             names=tuple(names),
             distributions=table,
-            offsets=_offsets(np.concatenate([b.lengths for b in batches])),
-            value_offsets=_offsets(np.concatenate([np.diff(b.value_offsets) for b in batches])),
+            offsets=offsets_of(np.concatenate([b.lengths for b in batches])),
+            value_offsets=offsets_of(np.concatenate([np.diff(b.value_offsets) for b in batches])),
             name=np.concatenate(name),
             distribution=np.concatenate([i[b.distribution] for i, b in zip(ids, batches, strict=True)]),
             observes=ObserveColumn.concatenate([b.observes for b in batches], starts),
@@ -290,9 +291,9 @@ class TraceBatch:
                 addresses=addresses,
                 names=tuple(meta["names"]),
                 distributions=DistributionTable.from_arrays(arrays, [tuple(shape) for shape in meta["shapes"]]),
-                offsets=_offsets(arrays["lengths"]),
+                offsets=offsets_of(arrays["lengths"]),
                 value=value,
-                value_offsets=np.arange(len(value) + 1) if sizes is None else _offsets(sizes),
+                value_offsets=np.arange(len(value) + 1) if sizes is None else offsets_of(sizes),
                 observes=tuple(ObserveColumn.from_arrays(o, arrays) for o in meta["observes"]),
                 tags=tuple(Column.from_arrays(t, arrays) for t in meta["tags"]),
                 result=Column.from_arrays(meta["result"], arrays),
@@ -323,11 +324,6 @@ class TraceBatch:
         broken = [message for message, holds in facts.items() if not holds]
         if broken:
             raise ValueError("; ".join(broken))
-
-
-def _offsets(lengths: Iterable[int] | NDArray[Any]) -> NDArray[np.int64]:
-    array = np.asarray(lengths if isinstance(lengths, np.ndarray) else list(lengths), dtype=np.int64)
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(array)])
 
 
 def _within(ids: NDArray[Any], count: int) -> bool:

@@ -12,17 +12,8 @@ from numpy.typing import NDArray
 
 from etalumis.distributions import DISTRIBUTIONS
 from etalumis.execution.errors import StorableError
+from etalumis.execution.ragged import gather
 from etalumis.execution.trace import Observed
-
-
-def gather(
-    flat: NDArray[Any], offsets: NDArray[np.int64], rows: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The ragged rows at these positions, and their own offsets."""
-    starts, lengths = offsets[:-1][rows], np.diff(offsets)[rows]
-    out = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-    places = np.arange(out[-1]) + np.repeat(starts - out[:-1], lengths)
-    return flat[places], out
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etalumis.distributions import BY_CODE, Distribution
+from etalumis.execution.ragged import offsets_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class DistributionTable:
         lengths = np.array([len(packed) for _, _, packed in rows], dtype=np.int64)
         return cls(
             np.array([code for code, _, _ in rows], dtype=np.uint8),
-            np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
+            offsets_of(lengths),
             np.array([x for _, _, packed in rows for x in packed], dtype=np.float64),
             tuple(shape for _, shape, _ in rows),
         )
@@ -62,7 +63,7 @@ class DistributionTable:
         lengths = np.array([len(p) for p in pieces], dtype=np.int64)
         merged = cls(
             np.array(codes, dtype=np.uint8),
-            np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
+            offsets_of(lengths),
             np.concatenate(pieces) if pieces else np.zeros(0),
             tuple(shape for _, shape, _ in rows),
         )
@@ -76,7 +77,7 @@ class DistributionTable:
         code = arrays["distributions.code"].astype(np.uint8, copy=False)
         lengths = arrays["distributions.lengths"].astype(np.int64)
         parameters = arrays["distributions.parameters"].astype(np.float64, copy=False)
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+        offsets = offsets_of(lengths)
         if len(code) != len(lengths) or len(code) != len(shapes) or offsets[-1] != len(parameters):
             raise ValueError("the table of distributions does not add up")
         if not set(code.tolist()) <= set(BY_CODE):

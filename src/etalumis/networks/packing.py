@@ -19,7 +19,7 @@ from torch import Tensor
 
 from etalumis.distributions import BY_CODE
 from etalumis.execution import TraceBatch
-from etalumis.execution.columns import gather
+from etalumis.execution.ragged import gather
 from etalumis.networks.columns import UnreachableError, category_columns, coordinate_columns
 from etalumis.networks.errors import ProposalError
 from etalumis.networks.grouped import Groups

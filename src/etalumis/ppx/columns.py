@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from etalumis.distributions import BY_CODE, Distribution
 from etalumis.execution import AddressBook, DensityError, DistributionTable
 from etalumis.execution.addresses import OBSERVE, SAMPLE, TAG
+from etalumis.execution.ragged import offsets_of
 from etalumis.ppx import scripted as s
 from etalumis.ppx.errors import ProtocolError
-from etalumis.ppx.ragged import column, offsets_of, owners, shapes_of, value_of
+from etalumis.ppx.ragged import column, owners, shapes_of, value_of
 
 _CHECKED = 8  # draws of each answer whose density is computed again; 2 where it is one execution only
 _TOLERANCE = 1e-6

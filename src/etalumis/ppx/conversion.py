@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from etalumis.execution import Column, ObserveColumn, Trace, TraceBatch
 from etalumis.execution import trace as ends
 from etalumis.execution.addresses import TAG
+from etalumis.execution.ragged import offsets_of
 from etalumis.execution.trace import Observed, Tagged
 from etalumis.ppx import scripted as s
 from etalumis.ppx.columns import Table, orderly
@@ -18,7 +19,6 @@ from etalumis.ppx.ragged import (
     column,
     first_use,
     in_order,
-    offsets_of,
     owners,
     parameters_of,
     rows_of,

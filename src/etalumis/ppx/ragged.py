@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from etalumis.distributions import DISTRIBUTIONS, Distribution
 from etalumis.execution import Column, DistributionTable
-from etalumis.execution.columns import gather
+from etalumis.execution.ragged import gather, offsets_of
 from etalumis.ppx.errors import ProtocolError
 
 
@@ -20,12 +20,6 @@ def column(numbers: Any, dtype: Any, count: int | None = None) -> NDArray[Any]:
     if count is not None and len(array) != count:
         raise ProtocolError(f"a column has {len(array)} entries instead of {count}")
     return array
-
-
-def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    out = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=out[1:])
-    return out
 
 
 def totals(owner: NDArray[np.int64], terms: NDArray[np.float64], traces: int) -> NDArray[np.float64]:
