@@ -1,55 +1,21 @@
-"""Cores: what carries the trace so far from one draw to the next.
-
-A core reads *tokens*, one per draw, already projected to its ``width``, and a *static* vector per trace: the
-observation's share of that projection, computed once per trace instead of once per draw. It has a training path
-over packed steps and a stepping path with kept state for lock-step inference; both give the same numbers.
-
-Shapes: N traces, D draws, W = width, H = size; packed as :class:`etalumis.networks.packing.TrainingBatch` says.
-"""
+"""The LSTM core, written out over packed steps."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from etalumis.networks.cores.base import Core, State
 from etalumis.networks.errors import NetworkConfigError
 
 # The derivatives of activations from their values: one fused pass each.
 d_sigmoid = torch.ops.aten.sigmoid_backward
 d_tanh = torch.ops.aten.tanh_backward
-
-
-class State(ABC):
-    """Executions in progress, by slot."""
-
-    @abstractmethod
-    def begin(self, slots: Tensor, static: Tensor) -> None:
-        """New executions start in these slots, (n,) int64, with static vectors (n or 1, W)."""
-
-    @abstractmethod
-    def step(self, slots: Tensor, tokens: Tensor) -> Tensor:
-        """Advance the executions in distinct slots (n,) by one token each, (n, W); the core's output (n, H)."""
-
-
-class Core(nn.Module, ABC):
-    """Attributes: ``width`` of tokens and static vectors, ``size`` of the output."""
-
-    width: int
-    size: int
-
-    @abstractmethod
-    def forward(self, tokens: Tensor, static: Tensor, batch_sizes: Sequence[int]) -> Tensor:
-        """The training path: outputs (D, H) for tokens (D, W) and static vectors (N, W) of packed traces."""
-
-    @abstractmethod
-    def state(self) -> State:
-        """No execution in progress."""
 
 
 class LSTM(Core):
@@ -215,18 +181,3 @@ class _LSTMLayer(torch.autograd.Function):
             d_weight,
             None,
         )
-
-
-CORES: dict[str, type[Core]] = {"lstm": LSTM}
-
-
-def core(config: Mapping[str, Any]) -> Core:
-    """A core from ``{"kind": …, **arguments}``."""
-    arguments = dict(config)
-    kind = arguments.pop("kind", "lstm")
-    if kind not in CORES:
-        raise NetworkConfigError(f"unknown core {kind!r}; the cores are {sorted(CORES)}")
-    try:
-        return CORES[kind](**arguments)
-    except TypeError as error:
-        raise NetworkConfigError(f"core {kind!r}: {error}") from None
