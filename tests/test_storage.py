@@ -302,7 +302,7 @@ def test_foreign_manifests(copy: Path, tmp_path: Path) -> None:
     manifest.write_text('{"dependencies": {}}')
     with pytest.raises(DatasetError, match="not the manifest of an etalumis dataset"):
         Dataset(copy)
-    manifest.write_text(own.replace('"version":1', '"version":99'))
+    manifest.write_text(own.replace('"version":2', '"version":99'))
     with pytest.raises(DatasetError, match="format version 99"):
         Dataset(copy)
     manifest.write_text(own[: len(own) // 2])

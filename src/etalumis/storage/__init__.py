@@ -3,6 +3,7 @@
 from etalumis.storage.chunk import Encoding, decode, encode
 from etalumis.storage.dataset import Dataset
 from etalumis.storage.errors import DatasetError, SimulationError
+from etalumis.storage.index import TraceIndex
 from etalumis.storage.manifest import ChunkEntry, Manifest, Origin
 from etalumis.storage.simulate import simulate
 from etalumis.storage.writer import ShardWriter
@@ -16,6 +17,7 @@ __all__ = [
     "Origin",
     "ShardWriter",
     "SimulationError",
+    "TraceIndex",
     "decode",
     "encode",
     "simulate",

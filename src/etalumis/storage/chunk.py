@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from etalumis.execution import AddressBook, TraceBatch
 from etalumis.storage.codec import Buffer, decode_arrays, encode_arrays, from_npy, npy
 from etalumis.storage.errors import DatasetError
+from etalumis.storage.index import TraceIndex
 from etalumis.storage.precision import narrow
 from etalumis.storage.tar import pack_span
 
@@ -57,32 +58,34 @@ class EncodedChunk:
     Attributes:
         span: tar entries of all members but ``addresses.npy``.
         addresses: the chunk's own dictionary.
-        types: distinct trace types, sorted.
+        index: type, length and number of its traces.
+        memory: bytes of its arrays when decoded.
         observes: name to family and shape.
     """
 
     span: bytes
     addresses: AddressBook
-    first: int
-    traces: int
-    draws: int
-    controlled: int
-    shortest: int
-    longest: int
-    types: tuple[int, ...]
+    index: TraceIndex
+    memory: int
     observes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def header(self) -> bytes:
         """Everything but the span, as JSON."""
-        plain = {name: getattr(self, name) for name in self.__annotations__ if name not in ("span", "addresses")}
-        return json.dumps({**plain, "addresses": self.addresses.to_json()}).encode()
+        return json.dumps(
+            {
+                "addresses": self.addresses.to_json(),
+                "index": self.index.to_text(),
+                "memory": self.memory,
+                "observes": self.observes,
+            }
+        ).encode()
 
     @classmethod
     def restore(cls, header: bytes, span: bytes) -> EncodedChunk:
         """The inverse of :meth:`header`."""
         plain = json.loads(header)
         addresses = AddressBook.from_json(plain.pop("addresses"))
-        return cls(span=span, addresses=addresses, **{**plain, "types": tuple(plain["types"])})
+        return cls(span=span, addresses=addresses, index=TraceIndex.from_text(plain.pop("index")), **plain)
 
 
 def chunk_key(number: int) -> str:
@@ -122,17 +125,13 @@ def encode_chunk(number: int, batch: TraceBatch, encoding: Encoding) -> EncodedC
     for identifier in used:
         ids[identifier] = own.intern(*batch.addresses[identifier])
     batch = batch.remap(ids, own)
-    lengths = batch.lengths
+    arrays, meta = trim(batch, encoding).to_arrays()
+    members = encode_arrays(arrays, meta, encoding.sparse_above)
     return EncodedChunk(
-        span=pack_span(chunk_key(number), encode(batch, encoding)),
+        span=pack_span(chunk_key(number), members),
         addresses=own,
-        first=int(batch.index[0]),
-        traces=batch.num_traces,
-        draws=int(lengths.sum()),
-        controlled=int(np.count_nonzero(batch.controlled)),
-        shortest=int(lengths.min()),
-        longest=int(lengths.max()),
-        types=tuple(np.unique(batch.trace_types()).tolist()),
+        index=TraceIndex.of(batch),
+        memory=sum(array.nbytes for array in arrays.values()),
         observes={o.name: {"family": o.family, "shape": [int(n) for n in o.shape]} for o in batch.observes if o.name},
     )
 

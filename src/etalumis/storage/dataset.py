@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from etalumis.execution import TraceBatch
 from etalumis.storage.chunk import chunk_key, decode
 from etalumis.storage.errors import DatasetError
-from etalumis.storage.manifest import ChunkEntry, Manifest, load_addresses, shard_name
+from etalumis.storage.index import TraceIndex
+from etalumis.storage.manifest import ChunkEntry, Manifest, load_addresses, load_index, shard_name
 from etalumis.storage.tar import END_OF_ARCHIVE, unpack_span
 
 
@@ -40,6 +42,11 @@ class Dataset:
     def name(self) -> str:
         """The model's name."""
         return self.manifest.origin.model
+
+    @cached_property
+    def index(self) -> TraceIndex:
+        """Type, length and index of every trace, in the order of storage; read from disk at first use."""
+        return load_index(self.directory, self.manifest.index_crc32)
 
     @property
     def chunks(self) -> tuple[ChunkEntry, ...]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from etalumis.execution import AddressBook
 from etalumis.storage.errors import DatasetError
+from etalumis.storage.index import TraceIndex
 
 FORMAT = "etalumis-traces"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 ADDRESSES = "addresses.json"
+INDEX = "index.tar"
 JOURNAL = "unfinished.jsonl"
 
 
@@ -36,6 +38,7 @@ class ChunkEntry:
         traces, draws, controlled: counts; ``controlled`` of draws that a network may propose.
         types: number of trace types.
         shortest, longest: draws of its shortest and longest trace.
+        memory: bytes of its arrays when decoded.
     """
 
     shard: int
@@ -49,6 +52,7 @@ class ChunkEntry:
     types: int
     shortest: int
     longest: int
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Origin:
         num_traces, chunk_size: how many traces, and how many to a storage chunk.
         simulator: the configuration that the model was built from, as plain JSON.
         encoding: how chunks are stored.
+        sources: of a sorted dataset, the origins of those it was sorted from, as plain JSON.
     """
 
     model: str
@@ -69,6 +74,7 @@ class Origin:
     chunk_size: int | None = None
     simulator: Mapping[str, Any] = field(default_factory=dict)
     encoding: Mapping[str, Any] = field(default_factory=dict)
+    sources: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class Manifest:
         shards: bytes of each shard.
         chunks: the storage chunks in order.
         addresses_crc32: checksum of the address dictionary that the chunks' ids refer to.
+        index_crc32: checksum of ``index.tar``, which holds type, length and index of every trace.
     """
 
     origin: Origin
@@ -96,6 +103,7 @@ class Manifest:
     shards: tuple[int, ...]
     chunks: tuple[ChunkEntry, ...]
     addresses_crc32: int
+    index_crc32: int
 
     @property
     def bytes(self) -> int:
@@ -142,7 +150,15 @@ class Manifest:
 
 def load_addresses(directory: Path, crc32: int) -> AddressBook:
     """The address dictionary of a dataset, checked against the manifest's checksum."""
-    path = directory / ADDRESSES
+    return AddressBook.from_json(json.loads(_companion(directory / ADDRESSES, crc32)))
+
+
+def load_index(directory: Path, crc32: int) -> TraceIndex:
+    """Type, length and index of every trace of a dataset, checked against the manifest's checksum."""
+    return TraceIndex.from_bytes(_companion(directory / INDEX, crc32))
+
+
+def _companion(path: Path, crc32: int) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -152,7 +168,7 @@ def load_addresses(directory: Path, crc32: int) -> AddressBook:
             f"{path} does not belong to the manifest beside it (checksum differs): one of them is damaged or "
             "comes from another dataset; copy the whole folder again, or simulate the dataset anew"
         )
-    return AddressBook.from_json(json.loads(content))
+    return content
 
 
 def to_bytes(document: Any) -> bytes:

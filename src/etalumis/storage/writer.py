@@ -19,9 +19,11 @@ from typing import Any
 from etalumis.execution import AddressBook, TraceBatch
 from etalumis.storage.chunk import EncodedChunk, Encoding, address_entry, encode_chunk
 from etalumis.storage.errors import DatasetError
+from etalumis.storage.index import TraceIndex
 from etalumis.storage.manifest import (
     ADDRESSES,
     FORMAT,
+    INDEX,
     JOURNAL,
     MANIFEST,
     VERSION,
@@ -57,7 +59,7 @@ class ShardWriter:
         self.chunks: list[ChunkEntry] = []
         self._encoding = Encoding(**origin.encoding)
         self._shard_bytes = shard_bytes
-        self._types: set[int] = set()
+        self._index: list[TraceIndex] = []
         self._observes: dict[str, dict[str, Any]] = {}
         self.directory.mkdir(parents=True, exist_ok=True)
         self._refuse_other_data()
@@ -97,23 +99,21 @@ class ShardWriter:
             offset=self._shard.tell(),
             size=len(entry) + len(chunk.span),
             crc32=zlib.crc32(chunk.span, zlib.crc32(entry)),
-            first=chunk.first,
-            traces=chunk.traces,
-            draws=chunk.draws,
-            controlled=chunk.controlled,
-            types=len(chunk.types),
-            shortest=chunk.shortest,
-            longest=chunk.longest,
+            **chunk.index.counts(),
+            memory=chunk.memory,
         )
         self._shard.write(entry)
         self._shard.write(chunk.span)
         self._shard.flush()
-        fresh = sorted(set(chunk.types) - self._types)
-        line = {"chunk": asdict(placed), "types": fresh, "observes": chunk.observes}
-        line["addresses"] = self.addresses.entries[known:]
+        line = {
+            "chunk": asdict(placed),
+            "index": chunk.index.to_text(),
+            "observes": chunk.observes,
+            "addresses": self.addresses.entries[known:],
+        }
         self._journal.write(to_bytes(line))
         self._journal.flush()
-        self._account(placed, fresh, chunk.observes)
+        self._account(placed, chunk.index, chunk.observes)
 
     def close(self) -> Manifest:
         """Finish the dataset: from here on it is complete."""
@@ -122,12 +122,14 @@ class ShardWriter:
             raise DatasetError(f"no traces were written to {self.directory}: a dataset needs at least one")
         self._close_shard()
         addresses = to_bytes(self.addresses.to_json())
+        index = TraceIndex.concatenate(self._index)
+        content = index.to_bytes()
         manifest = Manifest(
             origin=self.origin,
             traces=self.traces,
             draws=sum(chunk.draws for chunk in self.chunks),
             controlled=sum(chunk.controlled for chunk in self.chunks),
-            trace_types=len(self._types),
+            trace_types=len(index.types),
             shortest=min(chunk.shortest for chunk in self.chunks),
             longest=max(chunk.longest for chunk in self.chunks),
             observes=self._observes,
@@ -136,8 +138,10 @@ class ShardWriter:
             ),
             chunks=tuple(self.chunks),
             addresses_crc32=zlib.crc32(addresses),
+            index_crc32=zlib.crc32(content),
         )
         write_atomically(self.directory / ADDRESSES, addresses)
+        write_atomically(self.directory / INDEX, content)
         write_atomically(self.directory / MANIFEST, to_bytes(manifest.to_json()))
         (self.directory / JOURNAL).unlink()
         self._journal.close()
@@ -200,11 +204,11 @@ class ShardWriter:
             return
         for address in line["addresses"]:
             self.addresses.intern(*address)
-        self._account(ChunkEntry(**line["chunk"]), line["types"], line["observes"])
+        self._account(ChunkEntry(**line["chunk"]), TraceIndex.from_text(line["index"]), line["observes"])
 
-    def _account(self, chunk: ChunkEntry, types: list[int], observes: Any) -> None:
+    def _account(self, chunk: ChunkEntry, index: TraceIndex, observes: Any) -> None:
         self.chunks.append(chunk)
-        self._types.update(types)
+        self._index.append(index)
         self._observes.update(observes)
 
     def _open_shard(self, number: int, end: int) -> None:
