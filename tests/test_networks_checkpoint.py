@@ -131,3 +131,15 @@ def test_a_failed_save_leaves_the_old_file(batch: TraceBatch, tmp_path: Path) ->
         checkpoint.save(path, network, {"function": lambda: None})
     assert checkpoint.load(path)[1] == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["network.pt"]
+
+
+def test_a_flipped_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
+    """torch itself reads over it."""
+    path = tmp_path / "weights.ckpt"
+    checkpoint.write(path, {"weights": torch.ones(1000)})
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.ones(1000).numpy().tobytes()) + 2000] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path, weights_only=True)["weights"], torch.ones(1000))
+    with pytest.raises(CheckpointError, match=r"weights\.ckpt is no checkpoint, or a damaged one"):
+        checkpoint.read(path)
