@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from etalumis.networks.errors import NetworkConfigError
+
 
 class State(ABC):
     """Executions in progress, by slot."""
@@ -40,3 +42,14 @@ class Core(nn.Module, ABC):
     @abstractmethod
     def state(self) -> State:
         """No execution in progress."""
+
+
+def check_counts(kind: str, **settings: object) -> None:
+    """Settings of a core that have to be whole numbers of at least 1.
+
+    Raises:
+        NetworkConfigError: naming the core, the setting and what was given.
+    """
+    for name, value in settings.items():
+        if type(value) is not int or value < 1:
+            raise NetworkConfigError(f"core {kind}: {name}={value!r} must be a whole number of at least 1")
