@@ -62,9 +62,9 @@ class ByHand:
         if make is None:
             address = addresses[request.address]
             self.unknown[address] = self.unknown.get(address, 0) + 1
-            return request.distribution.draw(request.stream), None
+            return request.distribution.draw(request.stream) if request.value is None else request.value, None
         proposal = make(request.distribution)
-        value = proposal.draw(request.stream)
+        value = proposal.draw(request.stream) if request.value is None else request.value
         self.proposed += 1
         return value, proposal.log_prob(value)
 
@@ -131,6 +131,54 @@ def test_rejection_loop() -> None:
     assert abs(z_weighted(post, post.values("m"), loop_exact())) < TOLERANCE
 
 
+def two_draws() -> None:
+    a = et.sample(Normal(0.0, 1.0), name="a")
+    b = et.sample(Normal(a, 1.0), name="b")
+    et.observe(Normal(b, 0.5), name="y")
+
+
+def test_a_defensive_share_bounds_the_weights_of_whole_traces() -> None:
+    """Far too narrow a proposal in the wrong place: alone it is lost, defended it is right."""
+    wrong = ByHand({"a": lambda prior: Normal(3.0, 0.05), "b": lambda prior: Normal(-3.0, 0.05)})
+    share = 0.2
+    post = et.posterior(et.Model(two_draws), {"y": 1.0}, et.IC(wrong, defensive=share), num_traces=8000, seed=1)
+    bound = post.traces.log_likelihood - math.log(share)
+    assert (post.log_weights <= bound + 1e-12).all()
+    # y has variance 2.25: E[a | y] = y / 2.25, Var = 1 − 1 / 2.25
+    assert np.abs(z_scores(post, "a", 1.0 / 2.25, math.sqrt(1.0 - 1.0 / 2.25))).max() < TOLERANCE
+    assert abs(evidence_z(post, Normal(0.0, 1.5).log_prob(1.0))) < TOLERANCE
+    from_prior = np.abs(post.values("a") - 3.0) > 1.0
+    assert abs(from_prior.mean() - share) < 5.0 * math.sqrt(share * (1.0 - share) / len(post)) + 0.02
+    # Whole traces: a and b come from the same side, but for prior draws near the proposal's place.
+    assert (from_prior != (np.abs(post.values("b") + 3.0) > 0.5)).mean() < 0.02
+    alone = et.posterior(et.Model(two_draws), {"y": 1.0}, et.IC(wrong), num_traces=8000, seed=1)
+    assert abs(alone.mean("a") - 1.0 / 2.25) > 1.0
+
+
+def test_many_events_in_one_run_equal_single_ones() -> None:
+    observed = [{"obs0": 8.0, "obs1": 9.0}, {"obs0": -1.0, "obs1": 0.5}, {"obs0": 2.0, "obs1": 2.0}]
+    prior = {"mu": lambda prior: Normal(4.0, 4.0)}
+    posts = et.posteriors(et.Model(marsaglia), observed, et.IC(ByHand(prior)), num_traces=2000, seed=3)
+    assert [len(p) for p in posts] == [2000] * 3
+    for observe, post in zip(observed, posts, strict=True):
+        exact = gaussian_posterior(observe["obs0"], observe["obs1"])
+        assert np.abs(z_scores(post, "mu", *exact)).max() < TOLERANCE
+    assert (
+        posts[0].log_weights.tolist()
+        == (
+            et.posterior(et.Model(marsaglia), observed[0], et.IC(ByHand(prior)), num_traces=2000, seed=3)
+        ).log_weights.tolist()
+    )
+    assert not np.isin(posts[1].values("mu"), posts[0].values("mu")).any()  # random numbers of their own
+    by_other_engines = et.posteriors(et.Model(gaussian), observed[:2], num_traces=500, seed=1)
+    assert by_other_engines[0].values("mu").tolist() != by_other_engines[1].values("mu").tolist()
+
+
+def test_an_event_that_observes_nothing_known_is_an_error() -> None:
+    with pytest.raises(et.ObservationError, match="'nothing'"):
+        et.posteriors(et.Model(gaussian), [OBSERVED, {"nothing": 1.0}], et.IC(MEAN), num_traces=5)
+
+
 def test_batch_size_changes_nothing() -> None:
     runs = [
         et.posterior(et.Model(marsaglia), OBSERVED, et.IC(MEAN, batch_size=size), num_traces=300, seed=6)
@@ -175,5 +223,11 @@ def test_a_network_from_its_checkpoint(tmp_path: Path) -> None:
     assert np.abs(z_scores(post, "mu", *gaussian_posterior(2.0, 3.0))).max() < TOLERANCE
     assert abs(evidence_z(post, gaussian_log_evidence(2.0, 3.0))) < TOLERANCE
     assert post.info["proposed_draws"] == 1500
+    shared = et.posterior(et.Model(gaussian), observe, et.IC(tmp_path / "network.pt", workers=2), 1500, seed=9)
+    assert shared.log_weights == pytest.approx(post.log_weights, abs=1e-4)
+    assert shared.info["proposed_draws"] == 1500
+    defended = et.posterior(et.Model(gaussian), observe, et.IC(tmp_path / "network.pt", defensive=0.5), 1500, seed=9)
+    assert np.abs(z_scores(defended, "mu", *gaussian_posterior(2.0, 3.0))).max() < TOLERANCE
+    assert (defended.log_weights <= defended.traces.log_likelihood + math.log(2.0) + 1e-9).all()
     with pytest.raises(CheckpointError, match="branching"):
         et.posterior(et.Model(branching), {"obs0": 6}, et.IC(tmp_path / "network.pt"), num_traces=10)

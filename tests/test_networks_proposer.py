@@ -1,8 +1,9 @@
 """The network as a proposer: the same numbers as the training path, values inside the support, unknown addresses."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 import etalumis as et
 from etalumis.distributions import Categorical, Normal, Poisson, Uniform
-from etalumis.execution import Trace, TraceBatch, run_lockstep
+from etalumis.execution import AddressBook, Answer, Request, Trace, TraceBatch, run_lockstep
 from etalumis.networks import InferenceNetwork, pack
+from etalumis.networks.proposer import NetworkProposer
 from network_models import SMALL, every_family, small, traces
 
 OBSERVED = {"y": 0.7, "pair": np.array([0.5, -0.2])}
@@ -55,6 +57,35 @@ def test_proposals_in_lockstep_have_the_log_q_of_the_loss(head: str) -> None:
             compared += 1
         assert trace.log_weight == trace.log_weight
     assert compared > 300
+
+
+class Evaluating:
+    """Asks a network for the density of the prior's draws."""
+
+    def __init__(self, inner: NetworkProposer) -> None:
+        self.inner = inner
+
+    def begin(self, slots: Sequence[int], observe: Mapping[str, Any]) -> None:
+        self.inner.begin(slots, observe)
+
+    def propose(self, requests: Sequence[Request], addresses: AddressBook) -> Sequence[Answer]:
+        given = [request._replace(value=request.distribution.draw(request.stream)) for request in requests]
+        answers = self.inner.propose(given, addresses)
+        assert [value for value, _ in answers] == [request.value for request in given]
+        return answers
+
+
+def test_given_values_keep_and_have_the_log_q_of_the_loss() -> None:
+    network = small(traces(every_family, 300))
+    model = et.Model(every_family)
+    runs = run_lockstep(model, Evaluating(network.proposer()), OBSERVED, range(40), seed=11)
+    executed = sorted(runs, key=lambda trace: trace.index)
+    batch = TraceBatch.from_traces(executed, model.addresses)
+    given = tuple(replace(o, observed=True) for o in batch.observes)
+    expected = log_q_of_training_path(network, replace(batch, observes=given))
+    for place, trace in enumerate(executed):
+        for step, draw in enumerate(controlled(trace)):
+            assert trace.log_proposals[draw] == pytest.approx(expected[place, step], abs=1e-9)
 
 
 def test_proposals_do_not_depend_on_the_batch_size() -> None:

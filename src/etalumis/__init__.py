@@ -26,13 +26,13 @@ from etalumis.execution import (
 )
 
 if TYPE_CHECKING:
-    from etalumis.inference import IC, LMH, RMH, ImportanceSampling, Posterior, posterior, prior
+    from etalumis.inference import IC, LMH, RMH, ImportanceSampling, Posterior, posterior, posteriors, prior
     from etalumis.ppx.remote import RemoteModel
     from etalumis.ppx.serve import serve
 
 __version__ = "0.1.0"
 
-_INFERENCE = frozenset({"IC", "LMH", "RMH", "ImportanceSampling", "Posterior", "posterior", "prior"})
+_INFERENCE = frozenset({"IC", "LMH", "RMH", "ImportanceSampling", "Posterior", "posterior", "posteriors", "prior"})
 _PPX = {"RemoteModel": "remote", "serve": "serve"}
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "factor",
     "observe",
     "posterior",
+    "posteriors",
     "prior",
     "sample",
     "serve",

@@ -6,7 +6,7 @@ from etalumis.execution.columns import Column, ObserveColumn
 from etalumis.execution.controllers import Answer, Controller, Guided, Inflated, Prior, Replay, Script
 from etalumis.execution.distribution_table import DistributionTable
 from etalumis.execution.errors import DensityError, ModelError, ObservationError, Reject
-from etalumis.execution.lockstep import Proposer, Request, run_lockstep
+from etalumis.execution.lockstep import Job, Proposer, Request, run_jobs, run_lockstep
 from etalumis.execution.loop import factor, observe, sample, tag
 from etalumis.execution.model import Batched, Model, Simulator, run
 from etalumis.execution.observations import Observations
@@ -26,6 +26,7 @@ __all__ = [
     "DistributionTable",
     "Guided",
     "Inflated",
+    "Job",
     "Model",
     "ModelError",
     "ObservationError",
@@ -45,6 +46,7 @@ __all__ = [
     "factor",
     "observe",
     "run",
+    "run_jobs",
     "run_lockstep",
     "sample",
     "tag",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -25,7 +25,10 @@ from etalumis.execution.trace import FAILED, Trace
 
 
 class Request(NamedTuple):
-    """A draw that waits for its value. ``stream`` stands at the statement's own random numbers."""
+    """A draw that waits for its value.
+
+    ``stream`` stands at the statement's own random numbers. Where ``value`` is given, only its density is asked for.
+    """
 
     slot: int
     trace_index: int
@@ -33,6 +36,14 @@ class Request(NamedTuple):
     name: str
     distribution: Distribution
     stream: Stream
+    value: Any = None
+
+
+class Job(NamedTuple):
+    """One execution to make: its trace index, and what it is conditioned on."""
+
+    trace_index: int
+    observations: Observations
 
 
 class Proposer(Protocol):
@@ -42,7 +53,7 @@ class Proposer(Protocol):
         """New executions start in these slots; whatever was remembered of them ends."""
 
     def propose(self, requests: Sequence[Request], addresses: AddressBook) -> Sequence[Answer]:
-        """A value and log q (None: drawn from the prior) for each request."""
+        """A value and log q (None: that of the prior) for each request; its own value if it has one."""
 
 
 Event = Request | Trace
@@ -55,20 +66,17 @@ class _Abandoned(Reject):
 class Slot(Controller, ABC):
     """Runs executions one after the other; each controlled scalar draw is handed out as a request."""
 
-    def __init__(
-        self, model: Simulator, observations: Observations, seed: int, slot: int, draw_observations: bool
-    ) -> None:
+    def __init__(self, model: Simulator, seed: int, slot: int, draw_observations: bool) -> None:
         self._model = model
-        self._observations = observations
         self._stream = Stream(seed)
         self._slot = slot
         self._draw_observations = draw_observations
-        self.index = -1
+        self.job = Job(-1, Observations())
 
     def choose(self, address: int, name: str, distribution: Distribution, control: bool, stream: Stream) -> Answer:
         if not control or distribution.shape:
             return distribution.draw(stream), None
-        return self.wait(Request(self._slot, self.index, address, name, distribution, stream))
+        return self.wait(Request(self._slot, self.job.trace_index, address, name, distribution, stream))
 
     def script(self) -> Script:
         return Script(asks=True)
@@ -78,8 +86,8 @@ class Slot(Controller, ABC):
         """Suspend the execution until its draw is answered."""
 
     @abstractmethod
-    def start(self, index: int) -> None:
-        """Begin the execution of a trace index."""
+    def start(self, job: Job) -> None:
+        """Begin an execution."""
 
     @abstractmethod
     def answer(self, answer: Answer) -> None:
@@ -94,9 +102,8 @@ class Slot(Controller, ABC):
         """Abandon whatever is suspended."""
 
     def execute(self) -> Trace:
-        return self._model.execute(
-            self, self._observations, self._stream, self.index, draw_observations=self._draw_observations
-        )
+        index, observations = self.job
+        return self._model.execute(self, observations, self._stream, index, draw_observations=self._draw_observations)
 
 
 class _CoroutineSlot(Slot):
@@ -111,8 +118,8 @@ class _CoroutineSlot(Slot):
         answer: Answer = current.parent.switch(request)
         return answer
 
-    def start(self, index: int) -> None:
-        self.index = index
+    def start(self, job: Job) -> None:
+        self.job = job
         self._greenlet = greenlet.greenlet(self.execute)
         self._event = self._greenlet.switch()
 
@@ -131,18 +138,16 @@ class _CoroutineSlot(Slot):
 class _ThreadSlot(Slot):
     """Suspends by blocking a thread of its own, which keeps the simulator's thread-local state."""
 
-    def __init__(
-        self, model: Simulator, observations: Observations, seed: int, slot: int, draw_observations: bool
-    ) -> None:
-        super().__init__(model, observations, seed, slot, draw_observations)
+    def __init__(self, model: Simulator, seed: int, slot: int, draw_observations: bool) -> None:
+        super().__init__(model, seed, slot, draw_observations)
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._outbox: SimpleQueue[Event | BaseException] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=f"etalumis-slot-{slot}", daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
-        while (index := self._inbox.get()) is not None:
-            self.index = index
+        while (job := self._inbox.get()) is not None:
+            self.job = job
             try:
                 self._outbox.put(self.execute())
             except BaseException as error:  # a simulator that exits must not leave the engine waiting
@@ -156,8 +161,8 @@ class _ThreadSlot(Slot):
             raise _Abandoned
         return answer
 
-    def start(self, index: int) -> None:
-        self._inbox.put(index)
+    def start(self, job: Job) -> None:
+        self._inbox.put(job)
 
     def answer(self, answer: Answer) -> None:
         self._inbox.put(answer)
@@ -177,9 +182,7 @@ class _ThreadSlot(Slot):
 class Slotted(Protocol):
     """A model that has slots of its own kind, such as one for each of its simulator processes."""
 
-    def open_slots(
-        self, observations: Observations, seed: int, batch_size: int, draw_observations: bool
-    ) -> Sequence[Slot]:
+    def open_slots(self, seed: int, batch_size: int, draw_observations: bool) -> Sequence[Slot]:
         """At most ``batch_size`` slots, numbered from 0."""
 
     def again(self, trace: Trace) -> bool:
@@ -204,17 +207,38 @@ def run_lockstep(
         ObservationError: at the end, where no execution met one of the observation names.
     """
     observations = as_observations(observe)
-    todo = iter(indices)
-    first = list(islice(todo, batch_size))
-    slots = _open_slots(model, observations, seed, len(first), draw_observations)
-    todo, first = chain(first[len(slots) :], todo), first[: len(slots)]
     names: set[str] = set()
-    given = observations.values
+    executed = False
+    jobs = (Job(index, observations) for index in indices)
+    for trace in run_jobs(model, proposer, jobs, seed, batch_size, draw_observations):
+        executed = True
+        if len(observations.used) < len(observations):
+            names |= met_names(trace)
+        if trace.ended != FAILED:
+            yield trace
+    if executed:
+        observations.check_used(names)
+
+
+def run_jobs(
+    model: Simulator,
+    proposer: Proposer,
+    jobs: Iterable[Job],
+    seed: int = 0,
+    batch_size: int = 64,
+    draw_observations: bool = True,
+) -> Iterator[Trace]:
+    """The same for executions that may each be conditioned on something else; failed ones are handed out too.
+
+    Jobs begin in order, so those of one observation should follow each other: the proposer embeds an observation
+    whenever it changes. Whether every observation was used is not checked.
+    """
+    todo = iter(jobs)
+    first = list(islice(todo, batch_size))
+    slots = _open_slots(model, seed, len(first), draw_observations)
+    todo = chain(first, todo)
     try:
-        proposer.begin(range(len(slots)), given)
-        for slot, index in zip(slots, first, strict=True):
-            slot.start(index)
-        active = list(range(len(slots)))
+        active = _begin(proposer, slots, range(len(slots)), todo)
         while active:
             requests: list[Request] = []
             ended: list[int] = []
@@ -223,34 +247,33 @@ def run_lockstep(
                 if isinstance(event, Request):
                     requests.append(event)
                     continue
-                if len(observations.used) < len(observations):
-                    names |= met_names(event)
                 ended.append(number)
-                if event.ended != FAILED:
+                if event.ended == FAILED and isinstance(model, Slotted) and model.again(event):
+                    todo = chain([slots[number].job], todo)
+                else:
                     yield event
-                elif isinstance(model, Slotted) and model.again(event):
-                    todo = chain([event.index], todo)
             answers = proposer.propose(requests, model.addresses) if requests else ()
             for request, answer in zip(requests, answers, strict=True):
                 slots[request.slot].answer(answer)
-            active = [request.slot for request in requests]
-            again = [(number, index) for number, index in zip(ended, todo, strict=False)]
-            if again:
-                proposer.begin([number for number, _ in again], given)
-                for number, index in again:
-                    slots[number].start(index)
-                    active.append(number)
+            active = [request.slot for request in requests] + _begin(proposer, slots, ended, todo)
     finally:
         for slot in slots:
             slot.close()
-    if slots:
-        observations.check_used(names)
 
 
-def _open_slots(
-    model: Simulator, observations: Observations, seed: int, count: int, draw_observations: bool
-) -> Sequence[Slot]:
+def _begin(proposer: Proposer, slots: Sequence[Slot], free: Iterable[int], todo: Iterator[Job]) -> list[int]:
+    """Start the next jobs in free slots; returns the slots that got one."""
+    # Slots first: zip must not take a job for which there is no slot.
+    started = list(zip(free, todo, strict=False))
+    for observations, jobs in groupby(started, key=lambda pair: pair[1].observations):
+        proposer.begin([number for number, _ in jobs], observations.values)
+    for number, job in started:
+        slots[number].start(job)
+    return [number for number, _ in started]
+
+
+def _open_slots(model: Simulator, seed: int, count: int, draw_observations: bool) -> Sequence[Slot]:
     if isinstance(model, Slotted):
-        return model.open_slots(observations, seed, count, draw_observations)
+        return model.open_slots(seed, count, draw_observations)
     make: Callable[..., Slot] = _CoroutineSlot if model.suspendable else _ThreadSlot
-    return [make(model, observations, seed, slot, draw_observations) for slot in range(count)]
+    return [make(model, seed, slot, draw_observations) for slot in range(count)]

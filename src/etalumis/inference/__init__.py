@@ -1,6 +1,6 @@
 """Inference engines, the posterior they return, and how far to trust it. Networks are imported only by IC."""
 
-from etalumis.inference.api import posterior, prior
+from etalumis.inference.api import posterior, posteriors, prior
 from etalumis.inference.compilation import IC
 from etalumis.inference.engine import Engine
 from etalumis.inference.errors import InferenceError
@@ -17,5 +17,6 @@ __all__ = [
     "InferenceError",
     "Posterior",
     "posterior",
+    "posteriors",
     "prior",
 ]

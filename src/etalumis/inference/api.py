@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from etalumis.execution import Observations, Prior, Simulator
-from etalumis.inference.engine import DEFAULT_TRACES, Engine, left_out, warn
+from etalumis.inference.engine import DEFAULT_TRACES, Engine, EventsEngine, left_out, warn
 from etalumis.inference.executions import Plan, execute
 from etalumis.inference.importance import ImportanceSampling
 from etalumis.inference.posterior import Posterior
@@ -69,3 +69,25 @@ def posterior(
     """
     engine = ImportanceSampling() if engine is None else engine
     return engine.run(model, Observations(observe, override), num_traces, seed, progress)
+
+
+def posteriors(
+    model: Simulator,
+    events: Sequence[Mapping[str, Any]],
+    engine: Engine | None = None,
+    num_traces: int | None = None,
+    seed: int = 0,
+    override: bool = False,
+    progress: Progress = None,
+) -> list[Posterior]:
+    """Infer a model's draws from each of many observations; the arguments are those of :func:`posterior`.
+
+    Inference compilation takes all of them in one run: its executions wait for the network together, whichever
+    observation they belong to. Other engines take one after the other, with seeds of their own.
+    """
+    engine = ImportanceSampling() if engine is None else engine
+    observations = [Observations(observe, override) for observe in events]
+    if isinstance(engine, EventsEngine):
+        return engine.run_events(model, observations, num_traces, seed, progress)
+    seeds = np.random.SeedSequence(seed & (1 << 64) - 1).generate_state(len(events), np.uint64).tolist()
+    return [engine.run(model, o, num_traces, own, progress) for o, own in zip(observations, seeds, strict=True)]

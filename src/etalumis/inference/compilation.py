@@ -6,19 +6,23 @@ Le, Baydin and Wood, "Inference compilation and universal probabilistic programm
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from etalumis.execution import Address, Observations, Proposer, Simulator, run_lockstep
-from etalumis.execution.model import as_observations
+from etalumis.execution import FAILED, Address, Job, Observations, Proposer, Simulator, Trace, TraceBatch, run_jobs
+from etalumis.execution.model import as_observations, met_names
+from etalumis.inference.defensive import Defensive, mixed
 from etalumis.inference.engine import DEFAULT_TRACES, finish
-from etalumis.inference.executions import in_blocks
+from etalumis.inference.executions import in_blocks, join
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
+from etalumis.inference.workers import Report, run_tasks
 
 _MANY_UNKNOWN = 0.1  # share of controlled draws at unknown addresses that is worth a warning
 
@@ -54,16 +58,23 @@ class IC:
     Args:
         checkpoint: the file that training wrote; nothing else is needed. Or a network already loaded.
         batch_size: executions that wait for the network together.
+        defensive: make this share of the executions with the prior's values, so that no weight exceeds the
+            likelihood divided by it, however wrong the network is; see :mod:`.defensive`.
+        workers: processes to execute in, each with the network; results do not depend on it.
         keep_observes: keep the parameters of the likelihoods with the traces (for posterior predictive checks).
     """
 
     checkpoint: str | Path | Network
     batch_size: int = 64
+    defensive: float = 0.0
+    workers: int = 1
     keep_observes: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
+        if not 0.0 <= self.defensive < 1.0:
+            raise ValueError(f"defensive is a share of the executions below 1; got {self.defensive}")
 
     def network(self, simulator: str) -> Network:
         """The network, loaded where a file was given.
@@ -92,27 +103,103 @@ class IC:
             ObservationError: an observation name that no execution used.
             DensityError: a log density is not a number, with address and parameters.
         """
+        return self.run_events(model, [observe], num_traces, seed, progress)[0]
+
+    def run_events(
+        self,
+        model: Simulator,
+        events: Sequence[Mapping[str, Any] | Observations | None],
+        num_traces: int | None = None,
+        seed: int = 0,
+        progress: Progress = None,
+    ) -> list[Posterior]:
+        """A posterior for each of many observations, with ``num_traces`` each, by one network in one run.
+
+        Event e takes the random numbers of the traces e · num_traces and following.
+        """
         count = DEFAULT_TRACES if num_traces is None else num_traces
         if count < 1:
             raise ValueError(f"num_traces must be at least 1; got {count}")
-        observations = as_observations(observe)
-        proposer = self.network(model.name).proposer()
+        plan = _Plan(self, model, [as_observations(observe) for observe in events], count, seed)
+        total = count * len(events)
+        shards = np.linspace(0, total, min(self.workers, total) + 1).astype(int).tolist()
+        tasks = [range(first, last) for first, last in pairwise(shards)]
         started = time.perf_counter()
-        with progress_bar("IC", count, "traces", progress) as report:
-            executions = run_lockstep(
-                model, proposer, observations, range(count), seed, self.batch_size, draw_observations=False
-            )
-            traces = in_blocks(executions, model, self.keep_observes, report)
-        traces = traces.select(np.argsort(traces.index))  # executions end in no order
-        info = {
-            "executions": count,
-            "proposed_draws": proposer.proposed,
-            "unknown_draws": sum(proposer.unknown.values()),
-            "unknown_addresses": len(proposer.unknown),
-            "draws_beyond": proposer.beyond,
-        }
-        posterior = Posterior(traces, traces.log_weight, info=info)
-        return finish(posterior, "IC", model, observations, seed, started, _unknown_advice(info))
+        with progress_bar("IC", total, "traces", progress) as report:
+            outcomes = run_tasks(_execute, plan, tasks, self.workers, report)
+        return list(_posteriors(plan, outcomes, started))
+
+
+class _Plan(NamedTuple):
+    """What every worker needs: ``each`` executions for each of the events."""
+
+    engine: IC
+    model: Simulator
+    events: list[Observations]
+    each: int
+    seed: int
+
+
+class _Outcome(NamedTuple):
+    """The traces of some executions, and what was met on the way."""
+
+    traces: TraceBatch
+    proposed: int
+    beyond: int
+    unknown: Counter[Address]
+    used: list[set[str]]
+    names: set[str]
+
+
+def _execute(plan: _Plan, indices: range, report: Report) -> _Outcome:
+    engine, model, events, each, seed = plan
+    proposer = engine.network(model.name).proposer()
+    defended = Defensive(proposer, engine.defensive, seed) if engine.defensive else proposer
+    names: set[str] = set()
+
+    def traces() -> Iterator[Trace]:
+        jobs = (Job(index, events[index // each]) for index in indices)
+        for trace in run_jobs(model, defended, jobs, seed, engine.batch_size, draw_observations=False):
+            if trace.ended == FAILED:
+                continue
+            observations = events[trace.index // each]
+            if len(observations.used) < len(observations):
+                names.update(met_names(trace))
+            yield trace
+
+    batch = in_blocks(traces(), model, engine.keep_observes, report)
+    used = [observations.used for observations in events]
+    return _Outcome(batch, proposer.proposed, proposer.beyond, Counter(proposer.unknown), used, names)
+
+
+def _posteriors(plan: _Plan, outcomes: Sequence[_Outcome], started: float) -> Iterator[Posterior]:
+    """The posterior of each event from what all workers brought."""
+    engine, model, events, each, seed = plan
+    traces = join(model, [outcome.traces for outcome in outcomes])
+    if engine.defensive:
+        traces = mixed(traces, engine.defensive)
+    traces = traces.select(np.argsort(traces.index))  # executions end in no order
+    unknown = sum((outcome.unknown for outcome in outcomes), Counter[Address]())
+    info = {
+        "executions": each,
+        "proposed_draws": sum(outcome.proposed for outcome in outcomes),
+        "unknown_draws": unknown.total(),
+        "unknown_addresses": len(unknown),
+        "draws_beyond": sum(outcome.beyond for outcome in outcomes),
+    }
+    if len(events) > 1:
+        info["events"] = len(events)  # which the counts of draws are for
+    advice = _unknown_advice(info)
+    names = set().union(*(outcome.names for outcome in outcomes))
+    bounds = np.searchsorted(traces.index, np.arange(len(events) + 1) * each)
+    for number, observations in enumerate(events):
+        observations.used.update(*(outcome.used[number] for outcome in outcomes))
+        observations.check_used(names)
+        own = traces.select(np.arange(bounds[number], bounds[number + 1]))
+        posterior = Posterior(own, own.log_weight, info=info)
+        finish(posterior, "IC", model, observations, seed, started, advice)
+        posterior.info["seconds"] /= len(events)
+        yield posterior
 
 
 def _unknown_advice(info: Mapping[str, int]) -> list[str]:

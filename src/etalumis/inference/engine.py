@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from etalumis.execution import Observations, Simulator
 from etalumis.inference.diagnostics import weight_advice
@@ -28,6 +28,22 @@ class Engine(Protocol):
         progress: Progress = None,
     ) -> Posterior:
         """Infer; ``num_traces`` are kept in the end, over all chains."""
+        ...
+
+
+@runtime_checkable
+class EventsEngine(Protocol):
+    """An engine that infers from many observations better together than one by one."""
+
+    def run_events(
+        self,
+        model: Simulator,
+        events: Sequence[Mapping[str, Any] | Observations | None],
+        num_traces: int | None = None,
+        seed: int = 0,
+        progress: Progress = None,
+    ) -> list[Posterior]:
+        """A posterior for each observation, ``num_traces`` each."""
         ...
 
 

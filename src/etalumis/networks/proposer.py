@@ -103,7 +103,7 @@ class NetworkProposer:
                 self.proposed += len(members)
         self.beyond += len(requests) - len(waiting)
         return [
-            answer if answer is not None else (r.distribution.draw(r.stream), None)
+            answer if answer is not None else (r.distribution.draw(r.stream) if r.value is None else r.value, None)
             for r, answer in zip(requests, answers, strict=True)
         ]
 
@@ -207,6 +207,9 @@ class NetworkProposer:
         values = np.empty(len(members))
         for part in parts.values():
             values[part.places] = part.values(drawn[part.places])
+        for place, member in enumerate(members):
+            if requests[member].value is not None:
+                values[place] = requests[member].value
         columns = {key: part.columns(values[part.places]) for key, part in parts.items()}
         group = replace(group, columns=self._tensors(_assemble(len(members), columns, parts)))
         log_q = answer.log_q(output, group.columns)

@@ -232,13 +232,11 @@ class RemoteModel:
         """
         yield from Batches(self, seed, as_observations(observe), draw_observations, keep_observes).run(indices)
 
-    def open_slots(
-        self, observations: Observations, seed: int, batch_size: int, draw_observations: bool
-    ) -> Sequence[Slot]:
+    def open_slots(self, seed: int, batch_size: int, draw_observations: bool) -> Sequence[Slot]:
         """A slot for each simulator, for a run in lock-step."""
         self._tried.clear()
         workers = self.workers[:batch_size]
-        return [RemoteSlot(self, w, observations, seed, n, draw_observations) for n, w in enumerate(workers)]
+        return [RemoteSlot(self, w, seed, n, draw_observations) for n, w in enumerate(workers)]
 
     def again(self, trace: Trace) -> bool:
         """Whether to try the failed execution of a slot again.

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import greenlet
 
-from etalumis.execution import Observations, Request, Trace
+from etalumis.execution import Request, Trace
 from etalumis.execution.controllers import Answer
-from etalumis.execution.lockstep import Event, Slot
+from etalumis.execution.lockstep import Event, Job, Slot
 from etalumis.ppx.connection import FaultError, resume
 from etalumis.ppx.worker import Worker
 
@@ -23,12 +23,11 @@ class RemoteSlot(Slot):
         self,
         model: RemoteModel,
         worker: Worker,
-        observations: Observations,
         seed: int,
         slot: int,
         draw_observations: bool,
     ) -> None:
-        super().__init__(model, observations, seed, slot, draw_observations)
+        super().__init__(model, seed, slot, draw_observations)
         self._remote = model
         self._worker = worker
         self._greenlet: greenlet.greenlet | None = None
@@ -42,8 +41,8 @@ class RemoteSlot(Slot):
         answer: Answer = current.parent.switch()
         return answer
 
-    def start(self, index: int) -> None:
-        self.index = index
+    def start(self, job: Job) -> None:
+        self.job = job
         self._event = None
         self._greenlet = greenlet.greenlet(self._converse)
         resume(self._greenlet)
@@ -81,6 +80,7 @@ class RemoteSlot(Slot):
         from etalumis.ppx.remote import failed_trace
 
         model, worker = self._remote, self._worker
+        index, observations = self.job
         worker.switchboard = model.switchboard
         connection = worker.ready()
         try:
@@ -88,12 +88,12 @@ class RemoteSlot(Slot):
                 worker,
                 connection,
                 self,
-                self._observations,
+                observations,
                 self._stream,
-                self.index,
+                index,
                 False,
                 self._draw_observations,
             )
         except FaultError as fault:
-            model.note(worker, self.index, fault)
-            return failed_trace(fault, self.index)
+            model.note(worker, index, fault)
+            return failed_trace(fault, index)

@@ -1,0 +1,364 @@
+"""Worker processes: tasks go out, results come back in the order of the tasks, and no death goes unnoticed.
+
+Every worker is spawned, so that threads and open files of this process don't leak into it, and talks to this
+process alone, over a pipe of its own. A worker that is killed, crashes, or hangs is a :class:`Loss`: it names the
+task and where in it the worker was, and the caller decides what is run instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+Task_contra = TypeVar("Task_contra", contravariant=True)
+Report = Callable[[int, str], None]
+
+_GRACE_S = 1.0  # for a worker to end by itself, and again after it was asked to
+_IN_HAND = 2  # tasks of a worker: one in work, one waiting, so that it never idles
+_AHEAD = 4  # results per worker that may wait for an earlier one
+_NOWHERE = -1
+_THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class PoolError(RuntimeError):
+    """The work can't be sent to other processes, or a process that did it was lost."""
+
+
+class Loss(NamedTuple):
+    """A task whose worker was lost.
+
+    Attributes:
+        task: what it worked on.
+        position: where in it, as the work told by :meth:`Desk.at`; −1 where it told nothing.
+        reason: how the worker ended: ``"died (exit code -9)"``, ``"hung for 60 s"``.
+    """
+
+    task: Any
+    position: int
+    reason: str
+
+
+class Desk(Protocol):
+    """What a task can tell while it is worked on."""
+
+    def __call__(self, amount: int, note: str) -> None:
+        """Progress, told to the caller of :meth:`Pool.run`."""
+
+    def at(self, position: int) -> None:
+        """Where the work is now (a trace index, say); costs well under a microsecond.
+
+        From then on the worker counts as hanging when the position does not change for the pool's ``timeout``.
+        −1 says that nothing is under way that may hang.
+        """
+
+
+class Work(Protocol[Task_contra, Result_co]):
+    """The work on a task. Where it has ``close``, the worker calls that at its end, however it is ended."""
+
+    def __call__(self, task: Task_contra, desk: Desk, /) -> Result_co: ...
+
+
+def no_report(amount: int, note: str) -> None:
+    """Nobody wants to know."""
+
+
+class Pool(Generic[Task, Result]):
+    """Processes that work on tasks; a context manager.
+
+    Args:
+        make: makes the work; called once in each process, which gets it by pickling.
+        workers: processes.
+        timeout: seconds without a new position after which a worker counts as hanging; None waits forever.
+
+    Raises:
+        PoolError: ``make`` can't be sent to another process.
+    """
+
+    def __init__(self, make: Callable[[], Work[Task, Result]], workers: int, timeout: float | None = None) -> None:
+        if workers < 1:
+            raise ValueError(f"a pool needs at least one worker; got {workers}")
+        try:
+            self._payload = pickle.dumps(make)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise PoolError(
+                f"the model can't be sent to worker processes ({error}); define its function at the top level of an "
+                "importable module, or use this process alone (workers=1 for inference, workers=0 for simulate)"
+            ) from error
+        self._timeout = timeout
+        self._members: dict[Connection, _Member[Task]] = {}
+        try:
+            for _ in range(workers):
+                self._hire()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(
+        self,
+        tasks: Iterable[Task],
+        report: Report = no_report,
+        recover: Callable[[Loss], Task] | None = None,
+    ) -> Generator[Result, None, None]:
+        """The results in the order of the tasks; once per pool.
+
+        Args:
+            tasks: taken from as workers become free, never far ahead of the results.
+            report: told of the progress in all workers.
+            recover: given a task whose worker was lost, says what to do instead, in a new process; without it, or
+                where it raises, the run ends.
+
+        Raises:
+            PoolError: a worker was lost.
+            Exception: whatever the work raised, from a PoolError that shows where.
+        """
+        waiting = enumerate(tasks)
+        again: deque[tuple[int, Task]] = deque()
+        ready: dict[int, Result] = {}
+        following, exhausted = 0, False
+        while True:
+            while following in ready:
+                yield ready.pop(following)
+                following += 1
+            for hands in range(1, _IN_HAND + 1):
+                for member in self._members.values():
+                    while len(member.tasks) < hands and not exhausted:
+                        if not again and len(ready) >= _AHEAD * len(self._members):
+                            break
+                        numbered = again.popleft() if again else next(waiting, None)
+                        if numbered is None:
+                            exhausted = True
+                            break
+                        member.give(*numbered)
+            if exhausted and not any(m.tasks for m in self._members.values()):
+                assert not ready
+                return
+            for number, result in self._turn(report, recover, again):
+                ready[number] = result
+            exhausted = exhausted and not again
+
+    def close(self) -> None:
+        """End all processes: idle ones by themselves, others by force, and their work is closed if it lets us."""
+        members = list(self._members.values())
+        self._members.clear()
+        for member in members:
+            member.connection.close()
+        for force in (None, SpawnProcess.terminate, SpawnProcess.kill):
+            deadline = time.monotonic() + _GRACE_S
+            for member in members:
+                if force is not None and member.process.is_alive():
+                    force(member.process)
+            for member in members:
+                member.process.join(None if force is SpawnProcess.kill else max(deadline - time.monotonic(), 0.0))
+
+    def __enter__(self) -> Pool[Task, Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- members --------------------------------------------------------------------------------------------------
+
+    def _hire(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        position = context.RawValue(ctypes.c_int64, _NOWHERE)
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._payload, position), daemon=True)
+        with one_thread_each(), _without_interrupts():
+            process.start()
+        theirs.close()
+        self._members[ours] = _Member(ours, process, position)
+
+    def _turn(
+        self, report: Report, recover: Callable[[Loss], Task] | None, again: deque[tuple[int, Task]]
+    ) -> Iterator[tuple[int, Result]]:
+        """Wait until something happens; yields results."""
+        pause = None if self._timeout is None else min(self._timeout / 4, 1.0)
+        for readable in wait(list(self._members), pause):
+            assert isinstance(readable, Connection)
+            member = self._members[readable]
+            try:
+                kind, *content = readable.recv()
+            except (EOFError, OSError):
+                self._replace(member, member.ending(), recover, again)
+                continue
+            if kind == "progress":
+                report(*content)
+            elif kind == "failure":
+                error, text = content
+                raise error from PoolError(f"in a worker process:\n{text}")
+            else:
+                number, result = content
+                assert member.tasks[0][0] == number
+                member.tasks.popleft()
+                yield number, result
+        for member in list(self._members.values()) if self._timeout is not None else ():
+            if member.idle_for() > self._timeout:
+                member.process.kill()
+                self._replace(member, f"hung for {self._timeout:g} s", recover, again)
+
+    def _replace(
+        self,
+        member: _Member[Task],
+        reason: str,
+        recover: Callable[[Loss], Task] | None,
+        again: deque[tuple[int, Task]],
+    ) -> None:
+        """Go on after a loss: what the lost worker had before it is given out anew."""
+        if not member.tasks or recover is None:
+            raise PoolError(
+                f"a worker process {reason}: the simulator crashed, memory ran out, or the program lacks its "
+                "`if __name__ == '__main__':` guard. Work in this process alone shows the cause (workers=1 for "
+                "inference, workers=0 for simulate)"
+            )
+        (number, task), *rest = member.tasks
+        instead = recover(Loss(task, int(member.position.value), reason))
+        again.extendleft(reversed([(number, instead), *rest]))
+        del self._members[member.connection]
+        member.connection.close()
+        member.process.join()
+        self._hire()
+
+
+class _Member(Generic[Task]):
+    """A process, the tasks it has, and where it is in the first of them."""
+
+    def __init__(self, connection: Connection, process: SpawnProcess, position: Any) -> None:
+        self.connection = connection
+        self.process = process
+        self.position = position
+        self.tasks: deque[tuple[int, Task]] = deque()
+        self._seen, self._since = _NOWHERE, 0.0
+
+    def give(self, number: int, task: Task) -> None:
+        self.tasks.append((number, task))
+        with suppress(OSError):  # it ended: what it said before, or that it said nothing, comes up on receiving
+            self.connection.send((number, task))
+
+    def ending(self) -> str:
+        """How the process ended, whose pipe is closed."""
+        self.process.join(timeout=5)
+        return f"died (exit code {self.process.exitcode})"
+
+    def idle_for(self) -> float:
+        """Seconds since the position was seen to change."""
+        now, position = time.monotonic(), int(self.position.value)
+        if position != self._seen or position == _NOWHERE:
+            self._seen, self._since = position, now
+        return now - self._since
+
+
+class _Desk:
+    """The worker's end of a :class:`Desk`."""
+
+    def __init__(self, connection: Connection, position: Any) -> None:
+        self._connection, self._position = connection, position
+
+    def __call__(self, amount: int, note: str) -> None:
+        self._connection.send(("progress", amount, note))
+
+    def at(self, position: int) -> None:
+        self._position.value = position
+
+
+class OwnDesk:
+    """The desk of work in this very process."""
+
+    def __init__(self, report: Report = no_report) -> None:
+        self._report = report
+
+    def __call__(self, amount: int, note: str) -> None:
+        self._report(amount, note)
+
+    def at(self, position: int) -> None:
+        """Nobody looks."""
+
+
+def _serve(connection: Connection, payload: bytes, position: Any) -> None:
+    """Body of a worker process."""
+    # Ctrl-C reaches every process of the terminal: the main one decides, workers end with its connection.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGTERM, _end)  # what the work holds, such as simulator processes, is let go of
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    desk = _Desk(connection, position)
+    with ExitStack() as stack, suppress(BrokenPipeError, ConnectionResetError):  # the main process wants no more
+        try:
+            work = pickle.loads(payload)()  # noqa: S301 (from our own parent process)
+            if hasattr(work, "close"):
+                stack.callback(work.close)
+            while True:
+                try:
+                    number, task = connection.recv()
+                except EOFError:
+                    return
+                result = work(task, desk)
+                desk.at(_NOWHERE)
+                connection.send(("result", number, result))
+        except (BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception as error:
+            connection.send(("failure", _portable(error), traceback.format_exc()))
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise SystemExit(1)
+
+
+def _end_with_parent() -> None:
+    """However the main process ended, and whatever is under way here: no worker outlives it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5 * _GRACE_S)
+    os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception where it survives the way to another process, else its text."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 (made on the line itself)
+    except Exception:
+        return PoolError(f"{type(error).__name__}: {error}")
+    assert isinstance(copy, Exception)
+    return copy
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Processes started inside run numerical libraries on one thread: the workers fill the cores."""
+    before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
+    os.environ.update(dict.fromkeys(_THREAD_SETTINGS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes started inside don't see Ctrl-C before they can ignore it; here it is only put off."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
