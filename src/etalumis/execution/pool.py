@@ -12,31 +12,23 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from etalumis.execution.pool_worker import NOWHERE, PoolError, Report, Work, no_report, serve
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Result_co = TypeVar("Result_co", covariant=True)
-Task_contra = TypeVar("Task_contra", contravariant=True)
-Report = Callable[[int, str], None]
 
 _GRACE_S = 1.0  # for a worker to end by itself, and again after it was asked to
 _IN_HAND = 2  # tasks of a worker: one in work, one waiting, so that it never idles
 _AHEAD = 4  # results per worker that may wait for an earlier one
-_NOWHERE = -1
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-class PoolError(RuntimeError):
-    """The work can't be sent to other processes, or a process that did it was lost."""
 
 
 class Loss(NamedTuple):
@@ -44,37 +36,13 @@ class Loss(NamedTuple):
 
     Attributes:
         task: what it worked on.
-        position: where in it, as the work told by :meth:`Desk.at`; −1 where it told nothing.
+        position: where in it, as the work told by :meth:`.Desk.at`; −1 where it told nothing.
         reason: how the worker ended: ``"died (exit code -9)"``, ``"hung for 60 s"``.
     """
 
     task: Any
     position: int
     reason: str
-
-
-class Desk(Protocol):
-    """What a task can tell while it is worked on."""
-
-    def __call__(self, amount: int, note: str) -> None:
-        """Progress, told to the caller of :meth:`Pool.run`."""
-
-    def at(self, position: int) -> None:
-        """Where the work is now (a trace index, say); costs well under a microsecond.
-
-        From then on the worker counts as hanging when the position does not change for the pool's ``timeout``.
-        −1 says that nothing is under way that may hang.
-        """
-
-
-class Work(Protocol[Task_contra, Result_co]):
-    """The work on a task. Where it has ``close``, the worker calls that at its end, however it is ended."""
-
-    def __call__(self, task: Task_contra, desk: Desk, /) -> Result_co: ...
-
-
-def no_report(amount: int, note: str) -> None:
-    """Nobody wants to know."""
 
 
 class Pool(Generic[Task, Result]):
@@ -175,9 +143,9 @@ class Pool(Generic[Task, Result]):
 
     def _hire(self) -> None:
         context = multiprocessing.get_context("spawn")
-        position = context.RawValue(ctypes.c_int64, _NOWHERE)
+        position = context.RawValue(ctypes.c_int64, NOWHERE)
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._payload, position), daemon=True)
+        process = context.Process(target=serve, args=(theirs, self._payload, position), daemon=True)
         with one_thread_each(), _without_interrupts():
             process.start()
         theirs.close()
@@ -206,8 +174,12 @@ class Pool(Generic[Task, Result]):
                 assert member.tasks[0][0] == number
                 member.tasks.popleft()
                 yield number, result
-        for member in list(self._members.values()) if self._timeout is not None else ():
+        if self._timeout is None:
+            return
+        for member in list(self._members.values()):
             if member.idle_for() > self._timeout:
+                member.process.terminate()
+                member.process.join(_GRACE_S)
                 member.process.kill()
                 self._replace(member, f"hung for {self._timeout:g} s", recover, again)
 
@@ -242,7 +214,7 @@ class _Member(Generic[Task]):
         self.process = process
         self.position = position
         self.tasks: deque[tuple[int, Task]] = deque()
-        self._seen, self._since = _NOWHERE, 0.0
+        self._seen, self._since = NOWHERE, 0.0
 
     def give(self, number: int, task: Task) -> None:
         self.tasks.append((number, task))
@@ -257,86 +229,9 @@ class _Member(Generic[Task]):
     def idle_for(self) -> float:
         """Seconds since the position was seen to change."""
         now, position = time.monotonic(), int(self.position.value)
-        if position != self._seen or position == _NOWHERE:
+        if position != self._seen or position == NOWHERE:
             self._seen, self._since = position, now
         return now - self._since
-
-
-class _Desk:
-    """The worker's end of a :class:`Desk`."""
-
-    def __init__(self, connection: Connection, position: Any) -> None:
-        self._connection, self._position = connection, position
-
-    def __call__(self, amount: int, note: str) -> None:
-        self._connection.send(("progress", amount, note))
-
-    def at(self, position: int) -> None:
-        self._position.value = position
-
-
-class OwnDesk:
-    """The desk of work in this very process."""
-
-    def __init__(self, report: Report = no_report) -> None:
-        self._report = report
-
-    def __call__(self, amount: int, note: str) -> None:
-        self._report(amount, note)
-
-    def at(self, position: int) -> None:
-        """Nobody looks."""
-
-
-def _serve(connection: Connection, payload: bytes, position: Any) -> None:
-    """Body of a worker process."""
-    # Ctrl-C reaches every process of the terminal: the main one decides, workers end with its connection.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGTERM, _end)  # what the work holds, such as simulator processes, is let go of
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    desk = _Desk(connection, position)
-    with ExitStack() as stack, suppress(BrokenPipeError, ConnectionResetError):  # the main process wants no more
-        try:
-            work = pickle.loads(payload)()  # noqa: S301 (from our own parent process)
-            if hasattr(work, "close"):
-                stack.callback(work.close)
-            while True:
-                try:
-                    number, task = connection.recv()
-                except EOFError:
-                    return
-                result = work(task, desk)
-                desk.at(_NOWHERE)
-                connection.send(("result", number, result))
-        except (BrokenPipeError, ConnectionResetError):
-            raise
-        except Exception as error:
-            connection.send(("failure", _portable(error), traceback.format_exc()))
-
-
-def _end(number: int, frame: object) -> NoReturn:
-    raise SystemExit(1)
-
-
-def _end_with_parent() -> None:
-    """However the main process ended, and whatever is under way here: no worker outlives it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(5 * _GRACE_S)
-    os._exit(1)
-
-
-def _portable(error: Exception) -> Exception:
-    """The exception where it survives the way to another process, else its text."""
-    try:
-        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 (made on the line itself)
-    except Exception:
-        return PoolError(f"{type(error).__name__}: {error}")
-    assert isinstance(copy, Exception)
-    return copy
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from etalumis.execution.pool import Desk, Pool, PoolError, Report
+from etalumis.execution.pool import Pool
+from etalumis.execution.pool_worker import Desk, PoolError, Report
 from etalumis.inference.errors import InferenceError
 
 Common = TypeVar("Common")
@@ -49,7 +50,7 @@ def run_tasks(
 
 
 class _Bound(Generic[Common, Task, Result]):
-    """The work of a process: the function with what all tasks share, which only its model may hold open."""
+    """The work of a process: the function with what all tasks share."""
 
     def __init__(self, function: Function[Common, Task, Result], common: Common) -> None:
         self._function, self._common = function, common
@@ -58,7 +59,7 @@ class _Bound(Generic[Common, Task, Result]):
         return self._function(self._common, task, desk)
 
     def close(self) -> None:
-        """Let go of what the model holds, such as simulator processes."""
-        close = getattr(getattr(self._common, "model", None), "close", None)
-        if close is not None:
-            close()
+        """Let go of what the shared parts hold, such as a model's simulator processes."""
+        for part in self._common if isinstance(self._common, tuple) else ():
+            if hasattr(part, "close"):
+                part.close()
