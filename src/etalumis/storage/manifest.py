@@ -90,6 +90,7 @@ class Manifest:
         chunks: the storage chunks in order.
         addresses_crc32: checksum of the address dictionary that the chunks' ids refer to.
         index_crc32: checksum of ``index.tar``, which holds type, length and index of every trace.
+        failures: what is said of the executions that failed and were left out, by :class:`.failures.Failures`.
     """
 
     origin: Origin
@@ -104,6 +105,7 @@ class Manifest:
     chunks: tuple[ChunkEntry, ...]
     addresses_crc32: int
     index_crc32: int
+    failures: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -146,6 +148,39 @@ class Manifest:
             return cls(**fields, chunks=tuple(ChunkEntry(*row) for row in rows))
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{path} is damaged ({error}); simulate the dataset anew") from error
+
+
+def complete(
+    directory: Path,
+    origin: Origin,
+    chunks: Sequence[ChunkEntry],
+    shards: int,
+    addresses: AddressBook,
+    index: TraceIndex,
+    observes: Mapping[str, Mapping[str, Any]],
+    failures: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Write what makes closed shards a dataset: the address dictionary, the index, and last the manifest."""
+    dictionary, traces = to_bytes(addresses.to_json()), index.to_bytes()
+    manifest = Manifest(
+        origin=origin,
+        traces=sum(chunk.traces for chunk in chunks),
+        draws=sum(chunk.draws for chunk in chunks),
+        controlled=sum(chunk.controlled for chunk in chunks),
+        trace_types=len(index.types),
+        shortest=min(chunk.shortest for chunk in chunks),
+        longest=max(chunk.longest for chunk in chunks),
+        observes=observes,
+        shards=tuple((directory / shard_name(number)).stat().st_size for number in range(shards)),
+        chunks=tuple(chunks),
+        addresses_crc32=zlib.crc32(dictionary),
+        index_crc32=zlib.crc32(traces),
+        failures=failures or {},
+    )
+    write_atomically(directory / ADDRESSES, dictionary)
+    write_atomically(directory / INDEX, traces)
+    write_atomically(directory / MANIFEST, to_bytes(manifest.to_json()))
+    return manifest
 
 
 def load_addresses(directory: Path, crc32: int) -> AddressBook:

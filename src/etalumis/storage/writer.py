@@ -21,18 +21,16 @@ from etalumis.storage.chunk import EncodedChunk, Encoding, address_entry, encode
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.manifest import (
-    ADDRESSES,
     FORMAT,
-    INDEX,
     JOURNAL,
     MANIFEST,
     VERSION,
     ChunkEntry,
     Manifest,
     Origin,
+    complete,
     shard_name,
     to_bytes,
-    write_atomically,
 )
 from etalumis.storage.tar import END_OF_ARCHIVE
 
@@ -121,28 +119,15 @@ class ShardWriter:
             self.suspend()
             raise DatasetError(f"no traces were written to {self.directory}: a dataset needs at least one")
         self._close_shard()
-        addresses = to_bytes(self.addresses.to_json())
-        index = TraceIndex.concatenate(self._index)
-        content = index.to_bytes()
-        manifest = Manifest(
-            origin=self.origin,
-            traces=self.traces,
-            draws=sum(chunk.draws for chunk in self.chunks),
-            controlled=sum(chunk.controlled for chunk in self.chunks),
-            trace_types=len(index.types),
-            shortest=min(chunk.shortest for chunk in self.chunks),
-            longest=max(chunk.longest for chunk in self.chunks),
-            observes=self._observes,
-            shards=tuple(
-                (self.directory / shard_name(number)).stat().st_size for number in range(self._shard_number + 1)
-            ),
-            chunks=tuple(self.chunks),
-            addresses_crc32=zlib.crc32(addresses),
-            index_crc32=zlib.crc32(content),
+        manifest = complete(
+            self.directory,
+            self.origin,
+            self.chunks,
+            self._shard_number + 1,
+            self.addresses,
+            TraceIndex.concatenate(self._index),
+            self._observes,
         )
-        write_atomically(self.directory / ADDRESSES, addresses)
-        write_atomically(self.directory / INDEX, content)
-        write_atomically(self.directory / MANIFEST, to_bytes(manifest.to_json()))
         (self.directory / JOURNAL).unlink()
         self._journal.close()
         return manifest
