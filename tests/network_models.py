@@ -211,9 +211,15 @@ class Algorithm1:
 
         if f"heads.{known.head}.weight1" in self.banks:
             hidden = torch.relu(h @ row("weight1") + row("bias1"))
-        else:
+        elif f"heads.{known.head}.weight2" in self.banks:
             module: Any = self.network.heads[known.head]
             hidden = torch.relu(module.layer(h) + module.condition(address))
+        else:
+            module = self.network.heads[known.head]
+            scale, shift, down, up = row("modulation").split(module.parts)
+            hidden = torch.relu(module.layer1(h) * (1.0 + scale) + shift)
+            weight = module.layer2.weight.t() + down.view(module.hidden, -1) @ up.view(-1, module.outputs)
+            return hidden @ weight + module.layer2.bias
         return hidden @ row("weight2") + row("bias2")
 
 

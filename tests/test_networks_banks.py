@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from etalumis.networks.banks import Bank, banks_of, normal, zeros
-from etalumis.networks.grouped import Groups, grouped_linear
+from etalumis.networks.grouped import Groups, Run, batched_linear, grouped_linear
 
 
 def bank(shape: tuple[int, ...], rows: int, capacity: int | None = None, seed: int = 0) -> Bank:
@@ -57,6 +57,23 @@ def test_grouped_linear_equals_separate_modules(capacity: int) -> None:
         torch.testing.assert_close(bias.gradient.rows[place], modules[row].bias.grad)
     assert all(page.grad is None for part in (weight, bias) for page in part.pages)
     assert all(module.weight.grad is None for row, module in enumerate(modules) if row not in GROUPS.rows)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2, 5, 5, 1), (1,), (4, 3, 2, 1), (3, 3, 3)])
+def test_batched_linear_equals_a_product_per_group(sizes: tuple[int, ...]) -> None:
+    groups = Groups(tuple(range(len(sizes))), sizes)
+    x = torch.randn(sum(sizes), 6, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(len(sizes), 6, 5, dtype=torch.float64, requires_grad=True)
+    expected = torch.cat([part @ w[k] for k, part in enumerate(x.split(sizes))])
+    torch.testing.assert_close(batched_linear(x, w, groups), expected)
+    assert torch.autograd.gradcheck(lambda a, b: batched_linear(a, b.transpose(1, 2), groups), (x, w.mT.detach()))
+    assert torch.autograd.gradcheck(lambda a, b: batched_linear(a, b, groups), (x, w))
+
+
+def test_neighbouring_groups_of_one_size_are_one_run() -> None:
+    groups = Groups((7, 2, 9, 4, 1), (2, 2, 5, 2, 2))
+    assert groups.runs == (Run(0, 0, 2, 2), Run(2, 4, 1, 5), Run(3, 9, 2, 2))
+    assert Groups((), ()).runs == ()
 
 
 def test_gradients_accumulate_over_uses_and_backward_passes_until_cleared() -> None:

@@ -16,7 +16,7 @@ def batch() -> TraceBatch:
     return traces(every_family, 60)
 
 
-@pytest.mark.parametrize("head", ["per_address", "shared"])
+@pytest.mark.parametrize("head", ["per_address", "shared", "film"])
 def test_round_trip(batch: TraceBatch, head: str, tmp_path: Path) -> None:
     network = InferenceNetwork.for_batch({"core": {"hidden": 8}, "head": {"kind": head}}, batch, "sim")
     extra = {"epoch": 3, "note": "x", "losses": [1.0, 2.0], "weights": torch.ones(2)}

@@ -37,10 +37,11 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, name: str) -> None:
     [
         {},
         {"head": {"kind": "shared", "hidden": 8}},
+        {"head": {"kind": "film", "hidden": 8}},
         {"core": {"kind": "lstm", "hidden": 7, "layers": 3}},
         {"max_instances": None},
     ],
-    ids=["per_address", "shared", "three layers", "exact instances"],
+    ids=["per_address", "shared", "film", "three layers", "exact instances"],
 )
 def test_packed_loss_is_algorithm_1_in_value_and_gradient(batch: TraceBatch, settings: dict) -> None:
     network = small(batch, **settings)

@@ -42,7 +42,7 @@ def proposed(network: InferenceNetwork, model: et.Model, indices: Iterable[int],
     return sorted(runs, key=lambda trace: trace.index)
 
 
-@pytest.mark.parametrize("head", ["per_address", "shared"])
+@pytest.mark.parametrize("head", ["per_address", "shared", "film"])
 def test_proposals_in_lockstep_have_the_log_q_of_the_loss(head: str) -> None:
     network = small(traces(every_family, 300), head={"kind": head, "hidden": 8})
     model = et.Model(every_family)

@@ -233,7 +233,7 @@ def train(network: InferenceNetwork, optimizer: RowOptimizer, batch: TraceBatch,
         optimizer.step()
 
 
-@pytest.mark.parametrize("head", ["per_address", "shared"])
+@pytest.mark.parametrize("head", ["per_address", "shared", "film"])
 def test_a_network_that_grows_while_it_trains_equals_one_generated_ahead(batch: TraceBatch, head: str) -> None:
     """Rows that have not been met yet do not move: adding them late changes nothing, moments included."""
     rows = rows_of(batch)

@@ -1,13 +1,17 @@
-"""One linear layer per address, over draws sorted by address: a loop of matrix products on slices.
+"""One linear layer per address, over draws grouped by address.
 
-Gathering a weight per draw for a batched product would copy the layer once for every draw; indexing the bank in
-the loop would make a gradient as large as the bank for every address.
+Large layers (:func:`grouped_linear`) stay in their bank and are read in a loop of matrix products on slices:
+gathering a weight per draw for a batched product would copy the layer once for every draw; indexing the bank in
+the loop would make a gradient as large as the bank for every address. Small layers (:func:`batched_linear`) are
+gathered once per address; addresses with as many draws are one batched product.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +20,31 @@ from etalumis.networks.autocast import without_autocast
 from etalumis.networks.banks import Bank
 
 
+class Run(NamedTuple):
+    """``number`` groups of ``size`` draws each, side by side: the first group and the first draw."""
+
+    group: int
+    draw: int
+    number: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Groups:
-    """Draws sorted by address row: the first ``sizes[0]`` of them use row ``rows[0]`` of a bank, and so on."""
+    """Draws grouped by address row: the first ``sizes[0]`` of them use row ``rows[0]`` of a bank, and so on."""
 
     rows: tuple[int, ...]
     sizes: tuple[int, ...]
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Neighbouring groups of one size: few, where groups are sorted by size."""
+        runs, group, draw = [], 0, 0
+        for size, alike in groupby(self.sizes):
+            number = len(list(alike))
+            runs.append(Run(group, draw, number, size))
+            group, draw = group + number, draw + number * size
+        return tuple(runs)
 
 
 def grouped_linear(x: Tensor, weight: Bank, bias: Bank, groups: Groups) -> Tensor:
@@ -89,3 +112,54 @@ class _GroupedLinear(torch.autograd.Function):
 
 
 _GROUPED_LINEAR = without_autocast(_GroupedLinear)
+
+
+def batched_linear(x: Tensor, weights: Tensor, groups: Groups) -> Tensor:
+    """y = x @ w[group] for draws grouped by row.
+
+    Args:
+        x: (n, inputs).
+        weights: of each group, in the order of ``groups``, (R, inputs, outputs).
+        groups: which draws use which.
+
+    Returns:
+        (n, outputs), in the dtype of ``weights``.
+    """
+    y: Tensor = _BATCHED_LINEAR[x.device.type].apply(x, weights, groups)
+    return y
+
+
+class _BatchedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, groups: Groups) -> Tensor:
+        ctx.x_dtype = x.dtype
+        x = x.to(weights.dtype)
+        ctx.save_for_backward(x, weights)
+        ctx.groups = groups
+        y = x.new_empty((len(x), weights.shape[2]))
+        for run in groups.runs:
+            torch.bmm(_rows(x, run), _weights(weights, run), out=_rows(y, run))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weights = ctx.saved_tensors
+        dy = dy.to(x.dtype).contiguous()
+        dx, dw = torch.empty_like(x), torch.empty_like(weights, memory_format=torch.contiguous_format)
+        for run in ctx.groups.runs:
+            dy_run = _rows(dy, run)
+            torch.bmm(dy_run, _weights(weights, run).transpose(1, 2), out=_rows(dx, run))
+            torch.bmm(_rows(x, run).transpose(1, 2), dy_run, out=_weights(dw, run))
+        return dx.to(ctx.x_dtype), dw, None
+
+
+_BATCHED_LINEAR = without_autocast(_BatchedLinear)
+
+
+def _rows(x: Tensor, run: Run) -> Tensor:
+    """The draws of a run, (number, size, …)."""
+    return x[run.draw : run.draw + run.number * run.size].view(run.number, run.size, x.shape[1])
+
+
+def _weights(w: Tensor, run: Run) -> Tensor:
+    return w[run.group : run.group + run.number]

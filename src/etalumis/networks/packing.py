@@ -61,7 +61,7 @@ class AddressColumns:
 
 @dataclass(frozen=True)
 class DrawGroup:
-    """The n draws that one head answers, sorted by its bank rows.
+    """The n draws that one head answers: those of a bank row together, rows with as many draws side by side.
 
     Attributes:
         head: the head's name; ``kind`` of proposal.
@@ -210,8 +210,9 @@ def _group(
     head = np.array([number.get(k.head, -1) if k.row != UNKNOWN else -1 for k in known], dtype=np.int64)
     head_row = np.array([k.head_row for k in known], dtype=np.int64)
     unknown = np.flatnonzero(head[address] < 0) if len(known) else np.zeros(0, dtype=np.int64)
-    # Distinct addresses sorted by head, then row; a draw's key is its address's place in that order.
-    by_head = np.lexsort((head_row, head))
+    # Distinct addresses sorted by head, then number of draws (rows with as many stand together: one batched product),
+    # then row; a draw's key is its address's place in that order.
+    by_head = np.lexsort((head_row, np.bincount(address, minlength=len(known)), head))
     key = np.empty_like(by_head)
     key[by_head] = np.arange(len(by_head))
     order = np.argsort(key[address], kind="stable")[len(unknown) :]
@@ -234,7 +235,7 @@ def group_draws(
     known: Sequence[Known | None],
     columns: Mapping[str, NDArray[Any]],
 ) -> DrawGroup:
-    """A group of draws that are already sorted by bank row.
+    """A group of draws in which those of a bank row already stand together.
 
     Args:
         head: the head's name.
