@@ -19,6 +19,7 @@ Config = Mapping[str, Any]
 
 VERBS = {
     "simulate": "execute a simulator from its prior and store the traces",
+    "sort": "sort stored traces by type, joining datasets",
     "train": "train an inference network on stored traces",
     "event": "make one event with known truth to infer",
     "infer": "infer everything random in a simulator, given an observation",
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"etalumis {verb}: {text_of(error)}", file=sys.stderr)
-        return 1
+        return getattr(error, "exit_code", 1)
     return 0
 
 
@@ -127,9 +128,21 @@ def simulate(config: Config) -> None:
     run(config)
 
 
+def sort(config: Config) -> None:
+    """Sort datasets by trace type."""
+    from etalumis.conf.sorting import run
+
+    run(config)
+
+
 def train(config: Config) -> None:
-    """Train a network."""
+    """Train a network, or find a learning rate for that."""
     use_threads(config["threads"])
+    if config["tune"] is not None:
+        from etalumis.lit_models.lr_finder import tune
+
+        print(tune(config))
+        return
     from etalumis.lit_models.fit import fit, summary
 
     print(summary(fit(config)))
@@ -199,7 +212,7 @@ def demo(config: Config) -> None:
 
 
 RUN: dict[str, Callable[[Config], None]] = {
-    verb.__name__: verb for verb in (simulate, train, event, infer, report, serve, demo)
+    verb.__name__: verb for verb in (simulate, sort, train, event, infer, report, serve, demo)
 }
 
 

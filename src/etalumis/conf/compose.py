@@ -14,8 +14,9 @@ from etalumis.conf.build import ConfigError
 
 PACKAGE = "etalumis.conf"
 _COUNTS = {"num_traces", "valid_traces", "prior_traces", "chunk_size", "batch_size", "workers", "threads"}
-_COUNTS |= {"seed", "index", "chains", "steps", "burn_in", "thinning", "max_epochs", "max_steps"}
-_NUMBERS = {"shard_mb", "sparse_above", "cache_mb", "valid_fraction", "branch_share", "inflation", "idle"}
+_COUNTS |= {"seed", "index", "chains", "steps", "burn_in", "thinning", "max_epochs", "max_steps", "minibatch"}
+_NUMBERS = {"shard_mb", "memory_mb", "sparse_above", "cache_mb", "valid_fraction", "branch_share", "inflation", "idle"}
+_NUMBERS |= {"checkpoint_minutes"}
 _OPEN = {"simulator", "observe"}  # what stands there is the user's
 
 

@@ -6,6 +6,7 @@ from etalumis.storage.errors import DatasetError, SimulationError
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.manifest import ChunkEntry, Manifest, Origin
 from etalumis.storage.simulate import simulate
+from etalumis.storage.sort import sort
 from etalumis.storage.writer import ShardWriter
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "decode",
     "encode",
     "simulate",
+    "sort",
 ]

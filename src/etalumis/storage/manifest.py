@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 ADDRESSES = "addresses.json"
 INDEX = "index.tar"
 JOURNAL = "unfinished.jsonl"
+SORTING = "sorting"  # the folder that a sort works in
 
 
 def shard_name(number: int) -> str:
@@ -226,5 +227,7 @@ def _absent(directory: Path) -> str:
         return (
             f"{directory} holds an unfinished dataset: run the same simulate command again, it goes on where it stopped"
         )
+    if (directory / SORTING).exists():
+        return f"{directory} holds an unfinished sort: run the same sort command again, it goes on where it stopped"
     what = "does not exist" if not directory.is_dir() else f"holds no dataset (no {MANIFEST})"
     return f"{directory} {what}; make one with: etalumis simulate simulator=tau num_traces=10000 output={directory}"

@@ -1,0 +1,335 @@
+"""Sorts datasets by trace type: like traces come together, so that minibatches are dense.
+
+An external merge sort in two steps (Knuth, The Art of Computer Programming 3, section 5.4): :mod:`.plan` decides from
+the index what goes where, :mod:`.runs` moves the data. Both steps are tasks that any process of any rank can do; what
+is done is on disk, and a sort that was interrupted goes on with what is left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from etalumis.storage.chunk import EncodedChunk, Encoding
+from etalumis.storage.errors import DatasetError
+from etalumis.storage.index import TraceIndex
+from etalumis.storage.manifest import (
+    ADDRESSES,
+    INDEX,
+    JOURNAL,
+    MANIFEST,
+    SORTING,
+    ChunkEntry,
+    Manifest,
+    Origin,
+    shard_name,
+    to_bytes,
+    write_atomically,
+)
+from etalumis.storage.merge import Sources
+from etalumis.storage.plan import Plan, make_plan
+from etalumis.storage.pool import in_order
+from etalumis.storage.ranks import Ranks
+from etalumis.storage.runs import Workshop
+from etalumis.storage.simulate import finished
+from etalumis.storage.tar import END_OF_ARCHIVE
+from etalumis.storage.writer import SHARD_BYTES
+
+Report = Callable[[int], None]
+Progress = Callable[[str, int], AbstractContextManager[Report]]
+
+
+def sort(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    workers: int = 1,
+    memory_mb: float = 1024.0,
+    chunk_size: int | None = None,
+    shard_bytes: float = SHARD_BYTES,
+    encoding: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    ranks: Ranks | None = None,
+) -> Manifest:
+    """Write the traces of some datasets, sorted by trace type, as a new one.
+
+    The bytes written depend on the inputs and on the settings, never on ``workers`` or on the number of ranks. A sort
+    that was interrupted is gone on with; one that is complete is left alone.
+
+    Args:
+        inputs: folders of datasets of one model; see :mod:`.merge` for how several become one.
+        output: folder of the sorted dataset.
+        workers: processes of this rank; 0 works in this one.
+        memory_mb: MiB that each process may use.
+        chunk_size: most traces to a storage chunk; None keeps the inputs'.
+        shard_bytes: about how large a shard becomes.
+        encoding: settings of :class:`.Encoding` that differ from the inputs'.
+        progress: from a step's name and its number of traces to a context manager with a function that is called
+            with the number done.
+        ranks: those of the job; found where None.
+
+    Raises:
+        DatasetError: an input is not whole, ``output`` holds something else, or ``memory_mb`` is too little. What
+            was finished stays; run again to go on.
+    """
+    job = _Sort(
+        [str(Path(i)) for i in ([inputs] if isinstance(inputs, (str, Path)) else inputs)],
+        Path(output),
+        ranks or Ranks.of_job(),
+        workers,
+        progress or (lambda step, total: nullcontext(lambda done: None)),
+    )
+    return job.run(chunk_size, shard_bytes, memory_mb, encoding or {})
+
+
+class _Sort:
+    def __init__(self, inputs: list[str], output: Path, ranks: Ranks, workers: int, progress: Progress) -> None:
+        self._inputs = inputs
+        self._output = output
+        self._ranks = ranks
+        self._workers = workers
+        self._progress = progress
+        self._directory = output / SORTING
+
+    def run(
+        self, chunk_size: int | None, shard_bytes: float, memory_mb: float, encoding: Mapping[str, Any]
+    ) -> Manifest:
+        def look() -> tuple[Workshop, Origin, bool]:
+            sources = Sources(self._inputs)
+            origin = sources.origin(chunk_size, encoding)
+            workshop = Workshop(
+                self._directory, tuple(self._inputs), tuple(sources.shifts), Encoding(**origin.encoding)
+            )
+            workshop.__dict__["sources"] = sources
+            return workshop, origin, finished(self._output, origin) is not None
+
+        with ExitStack() as stack:
+            workshop, origin, done = self._together(look)
+            if not done:
+                self._together(self._first_only(lambda: self._begin(stack, workshop, origin, shard_bytes, memory_mb)))
+                self._together(lambda: self._divide(workshop))
+                self._together(lambda: self._assemble(workshop))
+                self._together(self._first_only(lambda: self._finish(workshop, origin)))
+            elif self._ranks.rank == 0:
+                shutil.rmtree(self._directory, ignore_errors=True)
+        return Manifest.load(self._output)
+
+    def _first_only(self, step: Callable[[], None]) -> Callable[[], None]:
+        return step if self._ranks.rank == 0 else lambda: None
+
+    def _together(self, step: Callable[[], Any]) -> Any:
+        """A step that every rank takes; it is over when it is over for all, and fails where it fails for one."""
+        result, failure = None, None
+        try:
+            result = step()
+        except Exception as error:
+            failure = error
+        self._ranks.agree(failure)
+        return result
+
+    # --- planning ---------------------------------------------------------------------------------------------
+
+    def _begin(
+        self, stack: ExitStack, workshop: Workshop, origin: Origin, shard_bytes: float, memory_mb: float
+    ) -> None:
+        self._lock(stack)
+        sources = workshop.sources
+        settings = {
+            "origin": asdict(origin),
+            "shard_bytes": shard_bytes,
+            "memory_mb": memory_mb,
+            "inputs": [[d.manifest.index_crc32, d.manifest.bytes] for d in sources.datasets],
+        }
+        if not self._resumes(settings):
+            assert origin.chunk_size is not None
+            workshop.publish(make_plan(sources, origin.chunk_size, shard_bytes, memory_mb))
+            write_atomically(self._directory / "settings.json", to_bytes(settings))
+
+    def _lock(self, stack: ExitStack) -> None:
+        """Keep other sorts out of the work folder; the system lets go of it when this process ends."""
+        self._refuse_other_data()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context((self._directory / "lock").open("wb"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DatasetError(
+                f"another process is sorting into {self._output}; wait for it, or choose another folder"
+            ) from error
+
+    def _refuse_other_data(self) -> None:
+        if any(Path(i).resolve() == self._output.resolve() for i in self._inputs):
+            raise DatasetError(f"{self._output} is an input; choose another folder for the sorted dataset")
+        if not self._directory.exists() and (
+            (self._output / JOURNAL).exists() or any(self._output.glob("shard-*.tar*"))
+        ):
+            raise DatasetError(f"{self._output} holds other shards; choose another folder, or delete them first")
+
+    def _resumes(self, settings: dict[str, Any]) -> bool:
+        """Whether the work folder holds a plan, made for these settings."""
+        path = self._directory / "settings.json"
+        if not path.exists():
+            return False
+        ours, theirs = json.loads(to_bytes(settings)), json.loads(path.read_bytes())
+        differing = [key for key in ours if ours[key] != theirs.get(key)]
+        if differing:
+            raise DatasetError(
+                f"{self._output} holds an unfinished sort with other settings ({', '.join(differing)}): repeat its own "
+                "command to finish it, choose another folder, or delete it"
+            )
+        return True
+
+    # --- moving -----------------------------------------------------------------------------------------------
+
+    def _mine(self, count: int) -> range:
+        """This rank's among ``count`` tasks."""
+        return range(self._ranks.rank, count, self._ranks.size)
+
+    def _divide(self, workshop: Workshop) -> None:
+        plan, places = workshop.plan, workshop.sources.places
+        starts = [places[first].position for first in plan.runs[:-1]] + [len(plan.rank)]
+        todo = self._mine(len(starts) - 1)
+        sizes = {run: starts[run + 1] - starts[run] for run in todo}
+        left = [run for run in todo if not workshop.run_path(run).exists()]
+        with self._progress("read", sum(sizes.values())) as report:
+            done = sum(sizes[run] for run in todo) - sum(sizes[run] for run in left)
+            report(done)
+            for run, _ in zip(left, in_order(workshop.divide, left, self._workers), strict=True):
+                done += sizes[run]
+                report(done)
+
+    def _assemble(self, workshop: Workshop) -> None:
+        plan = workshop.plan
+        shards = [_Shard(self._output, self._directory, number, plan) for number in self._mine(len(plan.shards) - 1)]
+        tasks = [(shard, task) for shard in shards for task in shard.tasks()]
+        total = sum(int(plan.chunks[shard.stop] - plan.chunks[shard.start]) for shard in shards)
+        with self._progress("write", total) as report:
+            done = sum(shard.traces for shard in shards)
+            report(done)
+            results = in_order(workshop.assemble, [list(task) for _, task in tasks], self._workers)
+            for (shard, _), parts in zip(tasks, results, strict=True):
+                for header, content in zip(parts[::2], parts[1::2], strict=True):
+                    done += shard.append(header, content)
+                report(done)
+            for shard in shards:
+                shard.close()
+
+    def _finish(self, workshop: Workshop, origin: Origin) -> None:
+        plan = workshop.plan
+        entries: list[ChunkEntry] = []
+        pieces: list[TraceIndex] = []
+        for number in range(len(plan.shards) - 1):
+            for line in _Shard(self._output, self._directory, number, plan).lines:
+                entries.append(ChunkEntry(**line["chunk"]))
+                pieces.append(TraceIndex.from_text(line["index"]))
+        index = TraceIndex.concatenate(pieces)
+        addresses, content = to_bytes(workshop.addresses.to_json()), index.to_bytes()
+        manifest = Manifest(
+            origin=origin,
+            traces=len(index),
+            draws=sum(entry.draws for entry in entries),
+            controlled=sum(entry.controlled for entry in entries),
+            trace_types=len(index.types),
+            shortest=min(entry.shortest for entry in entries),
+            longest=max(entry.longest for entry in entries),
+            observes=workshop.sources.observes,
+            shards=tuple((self._output / shard_name(n)).stat().st_size for n in range(len(plan.shards) - 1)),
+            chunks=tuple(entries),
+            addresses_crc32=zlib.crc32(addresses),
+            index_crc32=zlib.crc32(content),
+        )
+        write_atomically(self._output / ADDRESSES, addresses)
+        write_atomically(self._output / INDEX, content)
+        write_atomically(self._output / MANIFEST, to_bytes(manifest.to_json()))
+        shutil.rmtree(self._directory)
+
+
+class _Shard:
+    """A shard in work and the list of its chunks, one line each, which tells where to go on.
+
+    Attributes:
+        start, stop: its first chunk, and the first of the next shard.
+        lines: its chunks so far.
+        traces: in them.
+    """
+
+    def __init__(self, output: Path, directory: Path, number: int, plan: Plan) -> None:
+        self.start, self.stop = plan.shards[number : number + 2]
+        self._plan = plan
+        self._number = number
+        self._final = output / shard_name(number)
+        self._part = self._final.with_name(self._final.name + ".part")
+        self._journal = directory / f"shard-{number:06d}.jsonl"
+        self.lines, self._end = self._listed()
+
+    @property
+    def traces(self) -> int:
+        return sum(line["chunk"]["traces"] for line in self.lines)
+
+    def tasks(self) -> list[tuple[int, int]]:
+        """What is left to do: groups, and the first chunk of each that is not there yet."""
+        groups, following = self._plan.groups, self.start + len(self.lines)
+        return [
+            (group, max(first, following))
+            for group, (first, last) in enumerate(pairwise(groups))
+            if self.start <= first and last <= self.stop and following < last
+        ]
+
+    def append(self, header: bytes, content: bytes) -> int:
+        """Write the next chunk; returns its number of traces."""
+        chunk = EncodedChunk.restore(header, b"")
+        last = self.lines[-1]["chunk"] if self.lines else None
+        offset = last["offset"] + last["size"] if last else 0
+        entry = ChunkEntry(
+            shard=self._number,
+            offset=offset,
+            size=len(content),
+            crc32=zlib.crc32(content),
+            **chunk.index.counts(),
+            memory=chunk.memory,
+        )
+        line = {"chunk": asdict(entry), "index": chunk.index.to_text()}
+        with self._part.open("r+b" if self._part.exists() else "w+b") as shard:
+            shard.truncate(offset)  # what an interruption left behind the last listed chunk
+            shard.seek(offset)
+            shard.write(content)
+        with self._journal.open("r+b" if self._journal.exists() else "w+b") as journal:
+            journal.truncate(self._end)
+            journal.seek(self._end)
+            journal.write(to_bytes(line))
+            self._end = journal.tell()
+        self.lines.append(line)
+        return len(chunk.index)
+
+    def close(self) -> None:
+        """Give the complete shard its name."""
+        if self._final.exists():
+            return
+        last = self.lines[-1]["chunk"]
+        with self._part.open("r+b") as shard:
+            shard.truncate(last["offset"] + last["size"])
+            shard.seek(0, os.SEEK_END)
+            shard.write(END_OF_ARCHIVE)
+            shard.flush()
+            os.fsync(shard.fileno())
+        self._part.replace(self._final)
+
+    def _listed(self) -> tuple[list[dict[str, Any]], int]:
+        """The whole lines of the list, and where they end."""
+        lines: list[dict[str, Any]] = []
+        end = 0
+        if self._journal.exists():
+            for line in self._journal.read_bytes().splitlines(keepends=True):
+                if line.endswith(b"\n"):
+                    lines.append(json.loads(line))
+                    end += len(line)
+        return lines, end
