@@ -23,7 +23,7 @@ class Export(Callback):
         self.path = Path(path)
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         network, extra = _best(trainer)
         last = module.network

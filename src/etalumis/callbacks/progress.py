@@ -23,7 +23,8 @@ class Progress(Callback):
     """Counts the iterations of the whole training, with losses and traces per second.
 
     Args:
-        seconds: between two lines where there is no terminal; there is one after each validation too.
+        seconds: between two lines where there is no terminal; validations have lines of their own, but no more than
+            three in that time.
     """
 
     def __init__(self, seconds: float = 15.0) -> None:
@@ -41,6 +42,8 @@ class Progress(Callback):
         if self._terminal:
             left = None if self._total is None else self._total - self._first
             self._report = self._bar.enter_context(progress_bar("train", left, "steps", True))
+        elif self._first:
+            self._write(trainer, [f"goes on after step {self._first:,}", *self._parts(trainer)])
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, number: int
@@ -52,7 +55,12 @@ class Progress(Callback):
             self._say(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.sanity_checking and not self._terminal:
+        quiet = self._terminal or trainer.sanity_checking
+        if not quiet and time.monotonic() - self._said >= self._seconds / 3:
+            self._say(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not self._terminal and trainer.global_step > self._first:
             self._say(trainer)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -60,18 +68,21 @@ class Progress(Callback):
 
     def _say(self, trainer: Trainer) -> None:
         now = self._said = time.monotonic()
-        if not trainer.is_global_zero:
-            return
         done = trainer.global_step - self._first
-        steps = f"step {trainer.global_step:,}" + (f" of {self._total:,}" if self._total is not None else "")
-        parts = [steps, *self._parts(trainer)]
+        parts = [f"step {trainer.global_step:,}" + (f" of {self._total:,}" if self._total is not None else "")]
+        parts += self._parts(trainer)
         if self._total is not None and done:
             parts.append(f"{(now - self._began) / done * (self._total - trainer.global_step):.0f} s left")
-        sys.stderr.write(f"train: {', '.join(parts)}\n")
-        sys.stderr.flush()
+        self._write(trainer, parts)
+
+    @staticmethod
+    def _write(trainer: Trainer, parts: list[str]) -> None:
+        if trainer.is_global_zero:
+            sys.stderr.write(f"train: {', '.join(parts)}\n")
+            sys.stderr.flush()
 
     @staticmethod
     def _parts(trainer: Trainer) -> list[str]:
         metrics = trainer.callback_metrics | trainer.progress_bar_metrics
         shown = [text.format(float(metrics[name])) for name, text in _SHOWN.items() if name in metrics]
-        return [f"epoch {trainer.current_epoch + 1}", *shown]
+        return [f"epoch {max(1, trainer.fit_loop.epoch_progress.current.ready)}", *shown]

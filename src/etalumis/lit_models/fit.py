@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,12 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from etalumis.callbacks import Export, Throughput
+from etalumis.callbacks import Export, Paused, Throughput
 from etalumis.conf.build import ConfigError, build
 from etalumis.datamodules.traces import TracesDataModule
+from etalumis.lit_models.files import CheckpointFiles
 from etalumis.lit_models.inference_network import VALID_LOSS, LitInferenceNetwork
-from etalumis.lit_models.resume import check_checkpoint, find_checkpoint
+from etalumis.lit_models.resume import check_checkpoint, clear, find_checkpoint
 from etalumis.networks import InferenceNetwork
 
 # Said by Lightning about things that are meant.
@@ -38,12 +40,43 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     Raises:
         DatasetError: a dataset is missing or damaged.
         CheckpointError: the checkpoint to go on from is damaged.
-        ConfigError: settings that don't go together.
+        ConfigError: settings that don't go together, or an output folder that holds another training.
+        Paused: on SIGTERM, SIGUSR1 or at the time limit; everything is saved.
         KeyboardInterrupt: on Ctrl-C; says how to go on.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    output = Path(config["output"])
-    resume = find_checkpoint(config["resume"], output)
+    config = with_minibatch(config)
+    output, trial = Path(config["output"]), bool(config["trainer"].get("fast_dev_run"))
+    resume = None if trial else find_checkpoint(config["resume"], output)
+    module, data = make_module(config)
+    trainer = make_trainer(config, data.valid_order.traces > 0)
+    if resume is not None:
+        check_checkpoint(resume, module.network, config)
+    elif not trial:
+        clear(output)
+    with warnings.catch_warnings():
+        for message in _MEANT:
+            warnings.filterwarnings("ignore", message)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        except Paused as paused:
+            if paused.signal == signal.SIGINT:
+                raise KeyboardInterrupt(str(paused)) from None
+            raise
+        except SystemExit:  # what Lightning makes of a second Ctrl-C
+            if trainer.interrupted:
+                raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
+            raise
+    return module
+
+
+def make_module(config: Mapping[str, Any]) -> tuple[LitInferenceNetwork, TracesDataModule]:
+    """A new network with its losses and optimiser, and the data that it learns from.
+
+    Raises:
+        DatasetError: a dataset is missing or damaged.
+        ConfigError: the seed is none.
+    """
     if not 0 <= config["seed"] < _SEEDS:
         raise ConfigError(f"seed={config['seed']}: training takes seeds from 0 to {_SEEDS - 1}")
     seed_everything(config["seed"], verbose=False)
@@ -51,27 +84,28 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     assert isinstance(data, TracesDataModule)
     network = make_network(config["network"], data)
     data.attach(network.layout)
-    module = LitInferenceNetwork(
-        network, build(config["optimizer"]), build_optional(config["scheduler"]), settings=dict(config)
-    )
-    trainer = make_trainer(config, data.valid_order.traces > 0)
-    if resume is not None:
-        check_checkpoint(resume, network, trainer.max_epochs)
-    with warnings.catch_warnings():
-        for message in _MEANT:
-            warnings.filterwarnings("ignore", message)
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-        except SystemExit:  # what Lightning makes of Ctrl-C
-            if trainer.interrupted:
-                raise KeyboardInterrupt("the same command with resume=true goes on after the last epoch") from None
-            raise
-    return module
+    optimizer, scheduler = build(config["optimizer"]), build_optional(config["scheduler"])
+    return LitInferenceNetwork(network, optimizer, scheduler, settings=dict(config)), data
+
+
+def with_minibatch(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with ``minibatch`` spelled out as ``data.batch_size`` times the minibatches accumulated."""
+    size, data, trainer = config["minibatch"], config["data"], config["trainer"]
+    if size is None:
+        return dict(config)
+    if size < 1 or trainer["accumulate_grad_batches"] != 1:
+        raise ConfigError(f"minibatch={size} must be at least 1, and trainer.accumulate_grad_batches not given with it")
+    parts = -(-size // data["batch_size"])
+    data, trainer = data | {"batch_size": -(-size // parts)}, trainer | {"accumulate_grad_batches": parts}
+    return {**config, "data": data, "trainer": trainer, "minibatch": None}
 
 
 def summary(module: LitInferenceNetwork) -> str:
     """What came out of a training, in a few lines."""
     trainer = module.trainer
+    if trainer.fast_dev_run:
+        losses = ", ".join(f"{name} {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items()))
+        return f"trainer.fast_dev_run: all parts work together ({losses}); nothing was written"
     lines = []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by one of its connectors
         if isinstance(callback, Export):
@@ -106,7 +140,10 @@ def make_trainer(config: Mapping[str, Any], validation: bool) -> Trainer:
         raise ConfigError(
             f"trainer.precision={settings['precision']}: gradients of bank rows would stay scaled; take bf16-mixed"
         )
+    if settings.get("max_time") is not None:
+        raise ConfigError("trainer.max_time stops without saving where it is; give time_limit=DD:HH:MM:SS")
     parts = {
+        "plugins": [CheckpointFiles()],
         "callbacks": [build(c) for c in callbacks_of(config["callbacks"] or {}, validation)],
         "logger": build_optional(config["logger"]) or False,
         "enable_progress_bar": False,  # callbacks.progress shows the whole training

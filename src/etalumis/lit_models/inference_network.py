@@ -51,6 +51,10 @@ class LitInferenceNetwork(LightningModule):
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: TrainingBatch, number: int) -> None:
+        if 0 <= self.trainer.max_steps <= self.trainer.global_step:
+            self.trainer.should_stop = True  # validates what is left, which the end by itself does not
+
     def validation_step(self, batch: TrainingBatch, number: int) -> None:
         loss, _ = self.network.loss(batch)
         self.log(VALID_LOSS, loss, batch_size=batch.num_traces, prog_bar=True, on_epoch=True, sync_dist=True)

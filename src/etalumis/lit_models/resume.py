@@ -7,39 +7,54 @@ from pathlib import Path
 from typing import Any
 
 from etalumis.conf.build import ConfigError
-from etalumis.networks import InferenceNetwork, checkpoint
+from etalumis.networks import CheckpointError, InferenceNetwork, checkpoint
 
+AUTO = "auto"
+_WRITTEN = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "network.pt", "result.json", "logs/events.out.*")
 _NOT_WEIGHTS = ("config.seed",)  # settings that a checkpoint makes meaningless
+_SAME = ("seed", "data.train", "data.valid")  # what makes it the same training for resume=auto
 
 
-def find_checkpoint(resume: bool | str, output: Path) -> str | None:
-    """The checkpoint to go on from.
+def find_checkpoint(resume: bool | str, output: Path) -> Path | None:
+    """The checkpoint to go on from; None for none.
+
+    Args:
+        resume: a path; true for last.ckpt of the output folder; "auto" for the same where there is one; false for none.
+        output: folder of the training.
 
     Raises:
-        ConfigError: it does not exist.
+        ConfigError: it does not exist, or the folder holds a finished network that nothing can go on from.
     """
     if resume is False:
         return None
-    path = output / "checkpoints" / "last.ckpt" if resume is True else Path(resume)
-    if not path.is_file():
+    path = output / _WRITTEN[0] if resume is True or resume == AUTO else Path(resume)
+    if path.is_file():
+        return path
+    if resume != AUTO:
         raise ConfigError(
             f"there is no checkpoint {path} to go on from; give resume=PATH, or resume=false to begin anew"
         )
-    return str(path)
+    if (output / "network.pt").exists():
+        raise ConfigError(
+            f"{output} holds a network.pt, but no checkpoint to go on from; give another output=..., or resume=false "
+            "to train anew in its place"
+        )
+    return None
 
 
-def check_checkpoint(path: str, network: InferenceNetwork, max_epochs: int | None) -> None:
-    """See that a training of this network, so many epochs long, can go on from a file.
+def check_checkpoint(path: Path, network: InferenceNetwork, config: Mapping[str, Any]) -> None:
+    """See that a training of this network with these settings can go on from a file.
 
     Raises:
         CheckpointError: the file is damaged.
-        ConfigError: it is of another network or of a longer training.
+        ConfigError: it is of another network, of a longer training, or (resume=auto) of another training.
     """
-    content = checkpoint.read(path)
+    content = _read(path)
     if "etalumis" not in content or "epoch" not in content:
         raise ConfigError(
             f"{path} holds a network without its training; etalumis train goes on from checkpoints/last.ckpt"
         )
+    anew = "give another output=..., or resume=false to begin anew in its place"
     given, stored = (dict(_leaves(c)) for c in (checkpoint.describe(network), content["etalumis"]))
     others = [
         f"{key.removeprefix('config.')}={given.get(key)} (was {stored.get(key)})"
@@ -47,13 +62,51 @@ def check_checkpoint(path: str, network: InferenceNetwork, max_epochs: int | Non
         if given.get(key) != stored.get(key) and key not in _NOT_WEIGHTS
     ]
     if others:
-        raise ConfigError(f"{path} is of another network: {', '.join(others)}; give its settings, or resume=false")
-    reached = content["epoch"] + 1
-    if max_epochs is not None and 0 <= max_epochs < reached:
+        raise ConfigError(f"{path} is of another network: {', '.join(others)}; give its settings, {anew[5:]}")
+    if config["resume"] == AUTO:
+        now, then = dict(_leaves(config)), dict(_leaves(content.get("settings", {})))
+        others = [
+            f"{key}={now.get(key)} (was {then.get(key)})"
+            for key in _SAME
+            if _whole(now.get(key)) != _whole(then.get(key))
+        ]
+        if others:
+            raise ConfigError(
+                f"{path} is of another training: {', '.join(others)}; {anew}, or resume=true to go on from it all "
+                "the same"
+            )
+    reached, limit = content["epoch"] + 1, config["trainer"].get("max_epochs")
+    if limit is not None and 0 <= limit < reached:
         raise ConfigError(
-            f"{path} reached epoch {reached}, which is beyond trainer.max_epochs={max_epochs}; give more epochs, or "
+            f"{path} reached epoch {reached}, which is beyond trainer.max_epochs={limit}; give more epochs, or "
             "resume=false to begin anew"
         )
+
+
+def clear(output: Path) -> None:
+    """Delete what an earlier training left in a folder, so that nothing of it is taken for the new one's."""
+    for pattern in _WRITTEN:
+        for path in output.glob(pattern):
+            path.unlink()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return checkpoint.read(path)
+    except CheckpointError as error:
+        best = path.with_name("best.ckpt")
+        try:
+            checkpoint.read(best)
+        except CheckpointError:
+            raise error from None
+        if best == path:
+            raise
+        raise CheckpointError(f"{error}; {best} is whole: go on from there with resume={best}") from error
+
+
+def _whole(value: Any) -> Any:
+    """A setting in which folders are told apart however they are written."""
+    return Path(value).resolve() if isinstance(value, str) else value
 
 
 def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

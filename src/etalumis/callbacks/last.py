@@ -1,0 +1,92 @@
+"""The checkpoint that training goes on from, and stopping in an orderly way."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+from etalumis.callbacks.requests import Paused, StopRequests, seconds_of
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves the training every so many minutes, at the end of every epoch, and when it is asked to stop.
+
+    It saves between two iterations only, never with gradients of half a minibatch at hand or with a validation due,
+    so that going on from the file gives what an uninterrupted training gives. SIGTERM, SIGUSR1, Ctrl-C and the time
+    limit let the iteration (or the validation) at work finish, save, and leave by :class:`Paused`.
+
+    Args:
+        path: the file; replaced each time.
+        minutes: between two saves; None saves at the ends of epochs only.
+        time_limit: ``DD:HH:MM:SS`` or seconds, from the making of this callback on; None has none.
+    """
+
+    def __init__(self, path: str, minutes: float | None = 10.0, time_limit: str | float | None = None) -> None:
+        if minutes is not None and not minutes > 0.0:
+            raise ValueError(f"checkpoint_minutes must be above 0, or null; got {minutes}")
+        self.path = Path(path)
+        self.requests = StopRequests(seconds_of(time_limit))
+        self._every = None if minutes is None else 60.0 * minutes
+        self._saved = time.monotonic()
+        self._steps = 0
+        self._cut = False
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._saved = time.monotonic()
+        self.requests.listen()
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, number: int) -> None:
+        self._steps = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, number: int
+    ) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        stepped = trainer.global_step > self._steps
+        # After the last minibatch of an epoch, and after a validation, other hooks follow.
+        if (
+            not stepped
+            or loop._num_ready_batches_reached()
+            or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        ):
+            return
+        due = self._every is not None and time.monotonic() - self._saved >= self._every
+        if due or self.requests.reason:
+            self._save(trainer)
+        self._leave(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        # Where max_steps or early stopping cut the epoch short, a longer training goes on in the middle of it.
+        self._cut = not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        self._save(trainer)
+        self._cut = False
+        self._leave(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._cut:
+            epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+            for counts in (epochs["total"], epochs["current"]):
+                counts["processed"] -= 1
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        self.requests.close()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self.requests.close()
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:
+            return
+        trainer.save_checkpoint(self.path)
+        self._saved = time.monotonic()
+
+    def _leave(self, trainer: Trainer) -> None:
+        reason = self.requests.reason
+        if not reason or trainer.fit_loop.done:
+            return
+        where = "" if trainer.fast_dev_run else f", saved in {self.path}: the same command goes on"
+        raise Paused(f"stopped by {reason} after {trainer.global_step:,} steps{where}", self.requests.signal)

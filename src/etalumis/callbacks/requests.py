@@ -1,0 +1,84 @@
+"""Requests to stop: signals, and a limit of time."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_UNITS = (1, 60, 60 * 60, 24 * 60 * 60)  # seconds to a second, minute, hour and day
+
+
+class Paused(RuntimeError):
+    """Training stopped where it can go on: everything is in a checkpoint.
+
+    Attributes:
+        signal: that asked for it; None for the time limit.
+        exit_code: of the process: "try again later" of sysexits.h.
+    """
+
+    exit_code = 75
+
+    def __init__(self, text: str, number: signal.Signals | None = None) -> None:
+        super().__init__(text)
+        self.signal = number
+
+
+class StopRequests:
+    """Notes that training is asked to stop, instead of stopping: whoever trains looks at :attr:`reason` in time.
+
+    Between :meth:`listen` and :meth:`close` the first SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) is noted; a second Ctrl-C
+    interrupts at once, as always in Python; more of the others change nothing, as job managers repeat them.
+
+    Args:
+        limit: seconds after which to stop, counted from now on; None never.
+    """
+
+    def __init__(self, limit: float | None = None) -> None:
+        self._end = None if limit is None else time.monotonic() + limit
+        self._before: dict[signal.Signals, Any] = {}
+        self.signal: signal.Signals | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why to stop; empty for going on."""
+        if self.signal is not None:
+            return "Ctrl-C" if self.signal is signal.SIGINT else self.signal.name
+        return "the time limit" if self._end is not None and time.monotonic() >= self._end else ""
+
+    def listen(self) -> None:
+        """Take the signals over; in another than the main thread none arrive."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+
+    def close(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or signal.Signals(number)
+
+
+def seconds_of(duration: str | float | None) -> float | None:
+    """Seconds of a duration: ``DD:HH:MM:SS`` with parts on the left left out, or a number of seconds.
+
+    Raises:
+        ValueError: it is neither, or nothing.
+    """
+    if duration is None:
+        return None
+    parts = str(duration).split(":")
+    if len(parts) > len(_UNITS) or not all(re.fullmatch(r"\d+(\.\d*)?", part) for part in parts):
+        raise ValueError(f"a time is DD:HH:MM:SS, HH:MM:SS or a number of seconds; got {duration!r}")
+    seconds = sum(float(part) * unit for part, unit in zip(reversed(parts), _UNITS, strict=False))
+    if not seconds > 0.0:
+        raise ValueError(f"a time must be longer than nothing; got {duration!r}")
+    return seconds
