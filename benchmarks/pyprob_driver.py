@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import importlib.machinery
 import json
 import os
 import sys
@@ -23,8 +24,10 @@ def load(folder: str) -> types.ModuleType:
     sys.path.insert(0, folder)
     # Imported at its top, for plots and a mixture fit that are not used here.
     for package, child in (("matplotlib", "pyplot"), ("sklearn", "mixture")):
-        sys.modules[package] = types.ModuleType(package)
-        sys.modules[f"{package}.{child}"] = types.ModuleType(f"{package}.{child}")
+        for name in (package, f"{package}.{child}"):
+            sys.modules[name] = types.ModuleType(name)
+            # torch looks for sklearn by its specification when it makes an optimiser
+            sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
         setattr(sys.modules[package], child, sys.modules[f"{package}.{child}"])
     import torch
 
@@ -76,12 +79,29 @@ def marsaglia(pyprob: types.ModuleType) -> Any:
     return Marsaglia("Marsaglia")
 
 
+def kinds(pyprob: types.ModuleType, draws: int, size: int) -> Any:
+    """The program of ``benchmarks.workload``: its attribute ``kind`` decides the addresses of the next trace."""
+    import torch
+    from pyprob.distributions import Normal, Uniform
+
+    class Kinds(pyprob.Model):
+        kind = 0
+
+        def forward(self) -> None:
+            x = [pyprob.sample(Uniform(0.0, 1.0), address=f"kind {self.kind} draw {n}") for n in range(draws)]
+            pyprob.observe(Normal(torch.stack(x[:size]), torch.full((size,), 0.1)), name="y")
+
+    return Kinds("Kinds")
+
+
 class Jobs:
     """What may be asked, by name; each answers a dictionary."""
 
     def __init__(self, pyprob: types.ModuleType) -> None:
         self._pyprob = pyprob
         self._marsaglia = marsaglia(pyprob)
+        self._network: Any = None
+        self._minibatches: dict[str, Any] = {}
 
     def hello(self) -> dict[str, Any]:
         return {"pyprob": self._pyprob.__version__}
@@ -100,6 +120,41 @@ class Jobs:
         start = time.perf_counter()
         traces = self._marsaglia.posterior(num_traces=num_traces, inference_engine=engine)
         return self._answer(num_traces, time.perf_counter() - start, traces)
+
+    def make_network(self, minibatches: dict[str, list[int]], draws: int, size: int, **sizes: int) -> dict[str, Any]:
+        """An LSTM network with layers for named minibatches, each given by the kinds of its traces."""
+        from pyprob.nn import Batch, InferenceNetworkLSTM
+        from pyprob.util import Optimizer, TraceMode
+
+        self._pyprob.seed(1)
+        model = kinds(self._pyprob, draws, size)
+        traces = model._trace_generator(trace_mode=TraceMode.PRIOR_FOR_INFERENCE_NETWORK)
+        network = self._network = InferenceNetworkLSTM(model=model, observe_embeddings={"y": {}}, **sizes)
+        for name, wanted in minibatches.items():
+            made = []
+            for model.kind in wanted:
+                made.append(next(traces))
+            self._minibatches[name] = Batch(made)
+        network._init_layers_observe_embedding(network._observe_embeddings, example_trace=made[0])
+        network._init_layers()
+        for minibatch in self._minibatches.values():
+            network._polymorph(minibatch)
+        network._optimizer_type, network._learning_rate_init, network._weight_decay = Optimizer.ADAM, 1e-4, 0.0
+        network._create_optimizer()
+        return {"addresses": len(network._layers_proposal)}
+
+    def train(self, minibatch: str, steps: int = 1) -> dict[str, Any]:
+        """Steps of its training loop on one of the minibatches: loss, backward pass and Adam."""
+        network, batch = self._network, self._minibatches[minibatch]
+        start = time.perf_counter()
+        for _ in range(steps):
+            network._optimizer.zero_grad()
+            success, loss = network._loss(batch)
+            if not success:
+                raise RuntimeError("pyprob cannot compute the loss")
+            loss.backward()
+            network._optimizer.step()
+        return {"rate": steps * len(batch) / (time.perf_counter() - start), "loss": float(loss)}
 
     def _answer(self, count: int, seconds: float, traces: Any) -> dict[str, Any]:
         """Speed, and the moments of mu to see that the work was done."""
