@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from distribution_cases import CASES, draws
-from etalumis.distributions import Distribution
+from etalumis.distributions import DISTRIBUTIONS, Beta, Distribution, Normal, TruncatedNormal, Uniform
 from etalumis.networks.columns import Frame, UnreachableError, category_columns, coordinate_columns
+from etalumis.networks.errors import NetworkConfigError
 from etalumis.networks.intervals import interval, log_density, quantile
+from etalumis.networks.network import merged_config
 from etalumis.networks.proposals import Proposal, proposal
 from network_models import mixture
 
 mpmath.mp.dps = 50
 INF = math.inf
+SIZES = {"components": 4, "bins": 40, "segments": 7}
 
 
 def intervals(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -71,7 +74,7 @@ BOUNDS = [(0.0, 1.0), (-INF, INF), (0.0, INF), (-INF, 0.3), (-1.5, 6.0)]
 @pytest.mark.parametrize("kind", ["mixture", "count"])
 @pytest.mark.parametrize(("low", "high"), BOUNDS)
 def test_mixtures_and_their_gradients_equal_the_textbook_formula(kind: str, low: float, high: float) -> None:
-    answer = proposal(kind, 0, 5)
+    answer = proposal(kind, {"components": 5})
     count = 40
     left, right = max(low, -3.0), min(high, 4.0)
     z = torch.linspace(left, right, count + 2, dtype=torch.float64)[1:-1]
@@ -91,7 +94,7 @@ def test_mixtures_and_their_gradients_equal_the_textbook_formula(kind: str, low:
 @pytest.mark.parametrize(("low", "high"), BOUNDS)
 def test_gradients_are_right_in_the_far_tails_too(kind: str, low: float, high: float) -> None:
     """Means tens of widths away from value and support, against numerical differences."""
-    answer = proposal(kind, 0, 2)
+    answer = proposal(kind, {"components": 2})
     z = torch.tensor([0.1, 0.2, 0.29], dtype=torch.float64)
     columns = {"z": z, "low": torch.full_like(z, low), "high": torch.full_like(z, high)}
     columns |= {"half": torch.full_like(z, 0.01), "log_jacobian": torch.zeros_like(z)}
@@ -103,8 +106,81 @@ def test_gradients_are_right_in_the_far_tails_too(kind: str, low: float, high: f
     assert torch.autograd.gradcheck(lambda output: answer.log_q(output, columns), (x,), eps=1e-6, atol=1e-3, rtol=1e-4)
 
 
-def test_single_precision_outputs_give_finite_densities_for_extreme_outputs() -> None:
-    answer = proposal("mixture", 0, 10)
+class Exact:
+    """log q of a mixture in fifty digits, at one value."""
+
+    def __init__(self, components: int, z: float, low: float, high: float, cell: float | None) -> None:
+        self.components, self.cell = components, cell
+        self.z, self.low, self.high = (mpmath.mpf(x) for x in (z, low, high))
+        left, right = max(self.low, mpmath.mpf(-2)), min(self.high, mpmath.mpf(2))
+        self.centre, self.half = (left + right) / 2, (right - left) / 2
+
+    def __call__(self, *output: Any) -> Any:
+        k, total, weights = self.components, mpmath.mpf(0), mpmath.mpf(0)
+        for j in range(k):
+            start = mpmath.mpf(2 * j + 1) / k - 1
+            mean = self.centre + self.half * (output[k + j] + start)
+            bump = mpmath.log(1 + mpmath.exp(output[2 * k + j] + mpmath.log(mpmath.expm1(0.4))))
+            width = self.half * (bump + mpmath.mpf(1e-4))
+            whole = self.mass(self.low, self.high, mean, width)
+            if self.cell is None:
+                part = mpmath.npdf((self.z - mean) / width) / width
+            else:
+                start, end = max(self.z - self.cell, self.low), min(self.z + self.cell, self.high)
+                part = self.mass(start, end, mean, width)
+            total += mpmath.exp(output[j]) * part / whole
+            weights += mpmath.exp(output[j])
+        return mpmath.log(total / weights)
+
+    @staticmethod
+    def mass(a: Any, b: Any, mean: Any, width: Any) -> Any:
+        a, b = (a - mean) / width, (b - mean) / width
+        a, b = (-b, -a) if a < 0 < b or b < 0 else (a, b)
+        return (mpmath.erfc(a / mpmath.sqrt(2)) - mpmath.erfc(b / mpmath.sqrt(2))) / 2
+
+
+@pytest.mark.parametrize("cell", [None, 0.01])
+@pytest.mark.parametrize("components", [1, 5, 50])
+@pytest.mark.parametrize(
+    ("z", "low", "high", "shift", "spread"),
+    [
+        (40.0, -INF, INF, 0.0, 0.0),  # a value 40 standard deviations out
+        (40.0, 0.0, INF, 0.0, -4.0),  # thousands of widths out
+        (0.3, 0.0, 1.0, 1e6, 0.0),  # a support millions of widths away from the means
+        (0.3, 0.0, 1.0, -100.0, -30.0),  # the narrowest widths
+        (1e6, -1.0, 1e7, 0.0, 0.0),
+        (-3e5, -1e6, 1e6, 3.0, -2.0),
+    ],
+)
+def test_mixtures_in_the_far_tails_equal_fifty_digits(
+    cell: float | None, components: int, z: float, low: float, high: float, shift: float, spread: float
+) -> None:
+    answer = proposal("mixture" if cell is None else "count", {"components": components})
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(1, 3 * components, generator=generator, dtype=torch.float64)
+    output[:, components : 2 * components] += shift
+    output[:, 2 * components :] += spread
+    output.requires_grad_()
+    at = torch.tensor([z], dtype=torch.float64)
+    columns = {"z": at, "low": torch.full_like(at, low), "high": torch.full_like(at, high)}
+    columns |= {"half": torch.full_like(at, cell or 0.0), "log_jacobian": torch.zeros_like(at)}
+    log_q = answer.log_q(output, columns)
+    log_q.sum().backward()
+    assert output.grad is not None
+    exact = Exact(components, z, max(low, -1e9), min(high, 1e9), cell)
+    numbers = [mpmath.mpf(x) for x in output[0].tolist()]
+    assert log_q.item() == pytest.approx(float(exact(*numbers)), rel=1e-9, abs=1e-7)
+    largest = output.grad.abs().max().item()
+    for place in {0, components // 2, components, 2 * components - 1, 2 * components, 3 * components - 1}:
+        step = mpmath.mpf(10) ** -18
+        up, down = ([x + sign * step * (n == place) for n, x in enumerate(numbers)] for sign in (1, -1))
+        slope = float((exact(*up) - exact(*down)) / (2 * step))
+        assert output.grad[0, place].item() == pytest.approx(slope, rel=1e-4, abs=1e-6 * max(1.0, largest))
+
+
+@pytest.mark.parametrize("kind", ["mixture", "histogram", "spline"])
+def test_single_precision_outputs_give_finite_densities_for_extreme_outputs(kind: str) -> None:
+    answer = proposal(kind, {"components": 10, "bins": 40, "segments": 16})
     output = outputs(answer, 500, 50.0).float().requires_grad_()
     z = torch.rand(500, dtype=torch.float64)
     columns = {"z": z, "low": torch.zeros_like(z), "high": torch.ones_like(z), "log_jacobian": torch.zeros_like(z)}
@@ -116,10 +192,11 @@ def test_single_precision_outputs_give_finite_densities_for_extreme_outputs() ->
     assert output.grad.dtype == torch.float32
 
 
-def evaluator(d: Distribution, scale: float, seed: int) -> tuple[Proposal, Tensor]:
+def evaluator(d: Distribution, scale: float, seed: int, kind: str | None = None) -> tuple[Proposal, Tensor]:
+    """A proposal for draws of a distribution, of its family's kind or another, and a head's output."""
     family = type(d)
     categories = len(family.log_probabilities(np.array([d.pack()]))[0]) if family.proposal == "categorical" else 0  # type: ignore[attr-defined]
-    answer = proposal(family.proposal, categories, 4)
+    answer = proposal(kind or family.proposal, {**SIZES, "categories": categories})
     return answer, outputs(answer, 1, scale, seed)
 
 
@@ -157,9 +234,9 @@ def of_kind(*kinds: str) -> dict[str, Any]:
     return {"argvalues": cases, "ids": [repr(d)[:60] for d in cases]}
 
 
-def drawn(d: Distribution) -> tuple[Proposal, Tensor, np.ndarray, np.ndarray]:
+def drawn(d: Distribution, kind: str | None = None) -> tuple[Proposal, Tensor, np.ndarray, np.ndarray]:
     """A proposal somewhere off the prior, values that it draws, and their log q."""
-    answer, output = evaluator(d, 0.5, 1)
+    answer, output = evaluator(d, 0.5, 1, kind)
     values = draw(d, answer, output, 4000)
     densities = log_q(d, answer, output, values)
     assert np.isfinite(densities).all()
@@ -196,14 +273,22 @@ def test_count_proposals_sum_to_one_and_draw_what_they_say(d: Distribution) -> N
     assert np.abs(empirical - cumulative).max() < 1.95 / math.sqrt(len(values)) + beyond
 
 
-@pytest.mark.parametrize("d", **of_kind("mixture"))
-def test_continuous_proposals_integrate_to_one_and_draw_what_they_say(d: Distribution) -> None:
-    answer, output, values, densities = drawn(d)
+def continuous() -> dict[str, Any]:
+    """Continuous distributions with the kinds of proposal that answer them."""
+    continuous = [d for d, _ in CASES if d.proposal == "mixture"]
+    cases = [(d, kind) for d in continuous for kind in ("mixture", "spline")]
+    cases += [(d, "histogram") for d in continuous if d.family == "Uniform"]
+    return {"argvalues": cases, "ids": [f"{kind}-{d!r}"[:60] for d, kind in cases]}
+
+
+@pytest.mark.parametrize(("d", "kind"), **continuous())
+def test_continuous_proposals_integrate_to_one_and_draw_what_they_say(d: Distribution, kind: str) -> None:
+    answer, output, values, densities = drawn(d, kind)
     # In z, where nothing is steep.
     frame = Frame.of(type(d), np.array([d.pack()]), np.zeros(1, dtype=np.int64))
     low, high = max(float(frame.low[0]), -60.0), min(float(frame.high[0]), 60.0)
-    z = np.linspace(low, high, 200_001)[1:-1]
-    columns = {name: torch.full((len(z),), float(getattr(frame, name)[0])).double() for name in ("low", "high")}
+    z = np.linspace(low, high, 50_001)[1:-1]
+    columns = {name: torch.from_numpy(getattr(frame, name)).expand(len(z)) for name in ("low", "high")}
     columns |= {"z": torch.from_numpy(z), "log_jacobian": torch.zeros(len(z)).double()}
     q = np.exp(answer.log_q(output.expand(len(z), -1), columns).numpy())
     cumulative = np.concatenate([[0.0], np.cumsum(0.5 * (q[1:] + q[:-1]) * np.diff(z))])
@@ -214,20 +299,96 @@ def test_continuous_proposals_integrate_to_one_and_draw_what_they_say(d: Distrib
     places = (t - frame.loc[0]) / frame.scale[0]
     assert st.kstest(places, partial(np.interp, xp=z, fp=cumulative)).pvalue > 1e-4
     jacobian = -math.log(frame.scale[0]) - (t if d.log_space else 0.0)  # log q is with respect to x
-    assert np.allclose(densities - jacobian, np.log(np.interp(places, z, q)), rtol=0, atol=5e-2)
+    at = {name: column[:1].expand(len(values)) for name, column in columns.items()} | {"z": torch.from_numpy(places)}
+    assert np.allclose(densities - jacobian, answer.log_q(output.expand(len(values), -1), at), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("d", **FAMILIES)
 def test_proposals_reach_whatever_the_prior_draws(d: Distribution) -> None:
     values = draws(d, 500, seed=3).astype(np.float64)
     for scale in (0.0, 3.0):
-        answer, output = evaluator(d, scale, 2)
-        densities = log_q(d, answer, output, values)
-        assert np.isfinite(densities).all()
+        for kind in (None, *(["spline"] if d.proposal == "mixture" else [])):
+            answer, output = evaluator(d, scale, 2, kind)
+            densities = log_q(d, answer, output, values)
+            assert np.isfinite(densities).all()
+
+
+PRIORS = [
+    ("histogram", Uniform(-3.0, 5.0)),
+    ("spline", Uniform(-3.0, 5.0)),
+    ("spline", Normal(2.0, 3.0)),
+    ("spline", Beta(1.0, 1.0)),
+    ("spline", TruncatedNormal(0.0, 1.0, -5.0, 4.0)),
+]
+
+
+@pytest.mark.parametrize(("kind", "d"), PRIORS, ids=lambda x: str(x))
+def test_an_output_of_zero_is_the_prior(kind: str, d: Distribution) -> None:
+    answer, output = evaluator(d, 0.0, 0, kind)
+    values = draws(d, 300, seed=1)
+    assert np.allclose(log_q(d, answer, output, values), d.log_density(values, *d.pack()), rtol=0, atol=1e-12)
+    proposed = draw(d, answer, output, 4000)
+    assert st.kstest(proposed, draws(d, 20_000, seed=2)).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("low", "high"), BOUNDS)
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_gradients_of_splines_and_draws_that_invert_them(low: float, high: float, scale: float) -> None:
+    answer = proposal("spline", {"segments": 6})
+    z = torch.tensor([0.05, 0.11, 0.2, 0.29], dtype=torch.float64)
+    columns = {"z": z, "low": torch.full_like(z, low), "high": torch.full_like(z, high)}
+    columns["log_jacobian"] = torch.zeros_like(z)
+    output = outputs(answer, 4, scale).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: answer.log_q(x, columns), (output,), eps=1e-7, atol=1e-5)
+    # dz / dv of a draw from the uniform number v is 1 / q(z).
+    v = torch.linspace(0.01, 0.99, 200, dtype=torch.float64)
+    many = {name: column[:1].expand(200) for name, column in columns.items()}
+    same = output[:1].detach().expand(200, -1)
+    here, there = (answer.draw(same, many, torch.stack([v + step, v], 1)) for step in (-1e-6, 1e-6))
+    middle = answer.draw(same, many, torch.stack([v, v], 1))
+    density = torch.exp(answer.log_q(same, many | {"z": middle}))
+    wrong = ((there - here) / 2e-6 * density - 1.0).abs()
+    assert wrong.median() < 1e-6
+    assert (wrong < 1e-3).sum() >= 193  # but for steps across a knot, where the second derivative jumps
+
+
+def test_histograms_are_constant_in_their_bins() -> None:
+    answer, output = evaluator(Uniform(2.0, 6.0), 1.0, 0, "histogram")
+    values = 2.0 + 4.0 * (np.arange(400) + 0.5) / 400
+    found = log_q(Uniform(2.0, 6.0), answer, output, values).reshape(40, 10)
+    expected = torch.log_softmax(output[0, :40], 0) + math.log(40 / 4.0)
+    assert np.allclose(found, expected.numpy()[:, None])
+    edges = log_q(Uniform(2.0, 6.0), answer, output, np.array([2.0, 6.0]))
+    assert np.allclose(edges, expected.numpy()[[0, -1]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"proposals": {"Normal": "histogram"}},
+            r"Normal can't be answered by 'histogram'; .* \['mixture', 'spline'\]",
+        ),
+        ({"proposals": {"Uniform": "vine"}}, r"Uniform .*'vine'; what fits is \['histogram', 'mixture', 'spline'\]"),
+        ({"proposals": {"Poisson": "spline"}}, r"Poisson .*what fits is \['count'\]"),
+        ({"proposals": {"Gumbel": "spline"}}, r"no family 'Gumbel'; the families are \['Bernoulli',"),
+        ({"proposals": "histogram"}, r"must name kinds by family, such as \{Uniform: histogram\}"),
+        ({"bins": 0}, "bins=0 must be a whole number of at least 1"),
+        ({"components": "many"}, "components='many' must be a whole number"),
+    ],
+)
+def test_proposals_that_do_not_fit_are_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(NetworkConfigError, match=said):
+        merged_config(settings)
+
+
+def test_every_family_has_its_own_kind_among_those_that_fit() -> None:
+    for name, family in DISTRIBUTIONS.items():
+        merged_config({"proposals": {name: family.proposal}})
 
 
 def test_what_cannot_be_reached_is_an_error() -> None:
-    from etalumis.distributions import Categorical, Exponential, Poisson, Uniform
+    from etalumis.distributions import Categorical, Exponential, Poisson
 
     for d, value in (
         (Uniform(0.0, 1.0), 1.1),

@@ -27,12 +27,6 @@ class Row(NamedTuple):
     address: Address
     categories: int
 
-    @property
-    def head(self) -> str:
-        """The heads whose bank holds this row: one per shape of output."""
-        kind = DISTRIBUTIONS[self.address.family].proposal
-        return f"{kind}_{self.categories}" if kind == CATEGORICAL else kind
-
 
 class Known(NamedTuple):
     """What the network needs of one address: its rows (UNKNOWN where there are none) and its features."""
@@ -52,6 +46,7 @@ class Layout:
         observations: shape of each observation the network reads, by name.
         max_instances: instances of a loop beyond this share a row; None gives each its own.
         max_controlled: controlled draws of a trace beyond this number are left to the prior.
+        proposals: kind of proposal by family, where it is not the family's own.
 
     Attributes:
         rows: all rows in order; a row's number indexes the address bank.
@@ -64,10 +59,12 @@ class Layout:
         observations: Mapping[str, Sequence[int]],
         max_instances: int | None = 4,
         max_controlled: int | None = None,
+        proposals: Mapping[str, str] | None = None,
     ) -> None:
         self.observations = {name: tuple(shape) for name, shape in observations.items()}
         self.max_instances = max_instances
         self.max_controlled = max_controlled
+        self.proposals = dict(proposals or {})
         self.rows: list[Row] = []
         self.frames: dict[str, int] = {}
         self.head_rows: dict[str, int] = {}
@@ -89,6 +86,12 @@ class Layout:
             address = address._replace(instance=most)
         return Row(address, categories)
 
+    def head(self, row: Row) -> str:
+        """The heads whose bank holds a row: one per shape of output."""
+        family = row.address.family
+        kind = self.proposals.get(family, DISTRIBUTIONS[family].proposal)
+        return f"{kind}_{row.categories}" if kind == CATEGORICAL else kind
+
     def grow(self, rows: Iterable[Row]) -> int:
         """Append the rows that are not known yet, in the order given; returns how many."""
         before = len(self.rows)
@@ -96,8 +99,9 @@ class Layout:
             row = self.capped(*given)
             if row in self._known:
                 continue
-            head_row = self.head_rows.get(row.head, 0)
-            self.head_rows[row.head] = head_row + 1
+            head = self.head(row)
+            head_row = self.head_rows.get(head, 0)
+            self.head_rows[head] = head_row + 1
             for frame in row.address.frames:
                 self.frames.setdefault(frame, len(self.frames))
             self._known[row] = self._describe(row, len(self.rows), head_row)
@@ -116,7 +120,7 @@ class Layout:
         address = row.address
         frames = tuple(self.frames[f] for f in address.frames if f in self.frames)
         code = DISTRIBUTIONS[address.family].code
-        return Known(number, row.head, head_row, code, address.instance, frames)
+        return Known(number, self.head(row), head_row, code, address.instance, frames)
 
     # --- data sets' addresses ---------------------------------------------------------------------------------
 
@@ -157,6 +161,7 @@ class Layout:
             "observations": {name: list(shape) for name, shape in self.observations.items()},
             "max_instances": self.max_instances,
             "max_controlled": self.max_controlled,
+            "proposals": self.proposals,
             "bases": list(bases),
             "rows": rows,
         }

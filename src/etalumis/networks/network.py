@@ -27,7 +27,7 @@ from etalumis.networks.layout import Layout, Row, rows_of
 from etalumis.networks.observations import ObservationEmbedding
 from etalumis.networks.observed import Met, met_observations, observed_values
 from etalumis.networks.packing import DrawGroup, TrainingBatch
-from etalumis.networks.proposals import Proposal, proposal
+from etalumis.networks.proposals import Proposal, check_proposals, proposal
 
 if TYPE_CHECKING:
     from etalumis.networks.proposer import NetworkProposer
@@ -40,7 +40,10 @@ DEFAULTS: dict[str, Any] = {
     "value_embedding": 4,
     "core": {"kind": "lstm"},
     "head": {"kind": "per_address", "hidden": None},
+    "proposals": {},
     "components": 10,
+    "bins": 40,
+    "segments": 16,
     "max_instances": 4,
     "max_controlled": None,
     "seed": 0,
@@ -53,8 +56,10 @@ class InferenceNetwork(nn.Module):
     Args:
         config: plain values, merged over :data:`DEFAULTS`: sizes of the embeddings; ``observations``: embedding
             of each observation by name (see :class:`ObservationEmbedding`); ``core`` and ``head``: ``kind`` and
-            arguments; ``components`` of a mixture; ``max_instances`` of a loop with rows of their own (None:
-            all); ``max_controlled`` draws of a trace to propose (None: all); ``seed`` of the first weights.
+            arguments; ``proposals``: their kind by family, where it is not the family's own (``{"Uniform":
+            "histogram"}``), with the sizes ``components`` of a mixture, ``bins`` of a histogram and ``segments`` of a
+            spline; ``max_instances`` of a loop with rows of their own (None: all); ``max_controlled`` draws of a trace
+            to propose (None: all); ``seed`` of the first weights.
         observations: shape of each observation it reads, by name.
         simulator: name of the simulator it is for; stored with checkpoints.
 
@@ -72,7 +77,7 @@ class InferenceNetwork(nn.Module):
         self.config = merged_config(config or {})
         self.simulator = simulator
         c = self.config
-        self.layout = Layout(observations or {}, c["max_instances"], c["max_controlled"])
+        self.layout = Layout(observations or {}, c["max_instances"], c["max_controlled"], c["proposals"])
         seed = int(c["seed"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -146,7 +151,7 @@ class InferenceNetwork(nn.Module):
         c = self.config
         kind, _, categories = name.partition("_")
         count = int(categories or 0)
-        answer = self._proposals[name] = proposal(kind, count, c["components"])
+        answer = self._proposals[name] = proposal(kind, {**c, "categories": count})
         seed = _seed(int(c["seed"]), name)
         like = self.projection.address.weight
         with torch.random.fork_rng(devices=[]):
@@ -230,7 +235,7 @@ class InferenceNetwork(nn.Module):
             if len(wrong):
                 draw = int(wrong[0])
                 head_row = group.groups.rows[int(group.member[draw])]
-                row = [row for row in self.layout.rows if row.head == group.head][head_row]
+                row = [row for row in self.layout.rows if self.layout.head(row) == group.head][head_row]
                 density = float(part[draw])
                 hint = (
                     "the weights or the observation hold NaN: lower the learning rate, or look at the data"
@@ -289,6 +294,7 @@ def merged_config(config: Mapping[str, Any]) -> dict[str, Any]:
     kind, unknown = out["head"]["kind"], sorted(set(out["head"]) - set(DEFAULTS["head"]))
     if kind not in HEADS or unknown:
         raise NetworkConfigError(f"a head has kind (one of {sorted(HEADS)}) and hidden; got {out['head']}")
+    check_proposals(out)
     return out
 
 

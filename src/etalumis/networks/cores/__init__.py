@@ -30,5 +30,5 @@ def core(config: Mapping[str, Any]) -> Core:
     known = [name for name in inspect.signature(CORES[kind].__init__).parameters if name != "self"]
     unknown = sorted(set(settings) - set(known))
     if unknown:
-        raise NetworkConfigError(f"core {kind}: unknown settings {unknown}; it has {known}")
+        raise NetworkConfigError(f"core {kind!r}: unknown settings {unknown}; it has {known}")
     return CORES[kind](**settings)

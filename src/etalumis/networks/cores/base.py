@@ -52,4 +52,4 @@ def check_counts(kind: str, **settings: object) -> None:
     """
     for name, value in settings.items():
         if type(value) is not int or value < 1:
-            raise NetworkConfigError(f"core {kind}: {name}={value!r} must be a whole number of at least 1")
+            raise NetworkConfigError(f"core {kind!r}: {name}={value!r} must be a whole number of at least 1")

@@ -53,12 +53,12 @@ class Transformer(Core):
         check_counts("transformer", hidden=hidden, layers=layers, heads=heads, feedforward=feedforward)
         if hidden % (2 * heads):
             raise NetworkConfigError(
-                f"core transformer: hidden={hidden} must be a multiple of twice heads={heads}, so that each head has "
+                f"core 'transformer': hidden={hidden} must be a multiple of twice heads={heads}, so that each head has "
                 "an even number of features"
             )
         if observation not in OBSERVATION:
             raise NetworkConfigError(
-                f"core transformer: observation={observation!r} must be {' or '.join(OBSERVATION)}"
+                f"core 'transformer': observation={observation!r} must be {' or '.join(OBSERVATION)}"
             )
         self.width = self.size = hidden
         self.heads, self.prefix = heads, observation == "prefix"

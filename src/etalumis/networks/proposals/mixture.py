@@ -1,57 +1,20 @@
-"""Proposals: from a head's output to log q(x) and to draws from q. One class per kind, stateless but for sizes.
-
-A head's output means something relative to the prior, in the coordinates of :mod:`etalumis.networks.columns`, so
-that an output near zero is a broad proposal wherever the prior stands. Densities are computed in double precision
-whatever the network's precision, and never clipped.
-"""
+"""Mixtures of normals confined to the support, and their mass in the cells around counts."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from etalumis.distributions import Distribution
 from etalumis.networks.intervals import interval, log_density, quantile
+from etalumis.networks.proposals.base import SPAN, Columns, Proposal, choose
 
-Columns = Mapping[str, Tensor]
-
-_SPAN = 2.0  # components start inside |z| < 2: about where priors have their mass
 _START_WIDTH = 0.4  # of that half range
 _LEAST_WIDTH = 1e-4  # of that half range
-
-
-class Proposal(ABC):
-    """One kind of proposal.
-
-    Attributes:
-        outputs: how many numbers a head gives for a draw.
-    """
-
-    outputs: int
-
-    @abstractmethod
-    def log_q(self, output: Tensor, columns: Columns) -> Tensor:
-        """Log density of values under the proposal, with respect to x: float64 (n,), differentiable.
-
-        Args:
-            output: (n, ≥ outputs) of the head; further numbers are padding.
-            columns: of the values, tensors (n, …).
-        """
-
-    @abstractmethod
-    def draw(self, output: Tensor, columns: Columns, uniforms: Tensor) -> Tensor:
-        """Draws, (n,) float64: z, or categories.
-
-        Args:
-            output: (n, ≥ outputs).
-            columns: of the draws' distributions; what belongs to a value is not needed.
-            uniforms: (n, 2) in (0, 1).
-        """
 
 
 class Mixture(Proposal):
@@ -60,6 +23,10 @@ class Mixture(Proposal):
     def __init__(self, components: int) -> None:
         self.components = components
         self.outputs = 3 * components
+
+    @classmethod
+    def fits(cls, family: type[Distribution]) -> bool:
+        return family.proposal == "mixture"
 
     def log_q(self, output: Tensor, columns: Columns) -> Tensor:
         log_q: Tensor = _MixtureLogDensity.apply(  # type: ignore[no-untyped-call]
@@ -70,7 +37,7 @@ class Mixture(Proposal):
     def draw(self, output: Tensor, columns: Columns, uniforms: Tensor) -> Tensor:
         low, high = columns["low"], columns["high"]
         logits, mean, width, _, _ = _components(output.double(), self.components, low, high)
-        chosen = _choose(logits, uniforms[:, :1])
+        chosen = choose(logits, uniforms[:, :1])
         mean, width = mean.gather(1, chosen)[:, 0], width.gather(1, chosen)[:, 0]
         z = quantile(uniforms[:, 1], (low - mean) / width, (high - mean) / width)
         return torch.minimum(torch.maximum(mean + width * z, low), high)
@@ -79,44 +46,15 @@ class Mixture(Proposal):
 class Count(Mixture):
     """The same mixture's mass in the unit cell around a count."""
 
+    @classmethod
+    def fits(cls, family: type[Distribution]) -> bool:
+        return family.proposal == "count"
+
     def log_q(self, output: Tensor, columns: Columns) -> Tensor:
         log_q: Tensor = _MixtureLogDensity.apply(  # type: ignore[no-untyped-call]
             output, self.components, columns["z"], columns["low"], columns["high"], columns["half"]
         )
         return log_q
-
-
-class Categories(Proposal):
-    """Probabilities of categories, as logits added to the prior's."""
-
-    def __init__(self, categories: int) -> None:
-        self.outputs = categories
-
-    def log_q(self, output: Tensor, columns: Columns) -> Tensor:
-        logits = output[:, : self.outputs].double() + columns["log_prior"]
-        return torch.log_softmax(logits, 1).gather(1, columns["category"][:, None])[:, 0]
-
-    def draw(self, output: Tensor, columns: Columns, uniforms: Tensor) -> Tensor:
-        return _choose(output[:, : self.outputs].double() + columns["log_prior"], uniforms[:, :1])[:, 0]
-
-
-def proposal(kind: str, categories: int, components: int) -> Proposal:
-    """The proposal of a kind, as distribution families name it (``Distribution.proposal``)."""
-    answer: Proposal = _KINDS[kind](categories if kind == "categorical" else components)
-    return answer
-
-
-_KINDS: dict[str, Any] = {"mixture": Mixture, "count": Count, "categorical": Categories}
-
-
-def _choose(logits: Tensor, u: Tensor) -> Tensor:
-    """Category by inversion, (n, 1); one of probability zero is never chosen."""
-    cumulative = torch.softmax(logits, 1).cumsum(1)
-    below = (cumulative <= u * cumulative[:, -1:]).sum(1, keepdim=True)
-    # Rounding may put u · total at the total: then the last category that can be drawn.
-    places = torch.arange(logits.shape[1], device=logits.device)
-    last = torch.where(logits > -math.inf, places, -1).amax(1, keepdim=True)
-    return torch.minimum(below, last)
 
 
 def _components(
@@ -127,7 +65,7 @@ def _components(
     Means start evenly spread over the part of the support within |z| < 2, widths as 0.4 of its half range.
     """
     k = components
-    left, right = low.clamp_min(-_SPAN), high.clamp_max(_SPAN)  # z = 0 is in the support
+    left, right = low.clamp_min(-SPAN), high.clamp_max(SPAN)  # z = 0 is in the support
     centre, half = (0.5 * (left + right))[:, None], (0.5 * (right - left))[:, None]
     places = torch.arange(k, dtype=output.dtype, device=output.device)
     grid = (2.0 * places + 1.0) / k - 1.0
