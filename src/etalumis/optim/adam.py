@@ -49,10 +49,9 @@ class RowAdam(RowOptimizer):
         if group["larc"] == "none":
             self._fused(touched.parameters, touched, float(group["lr"]), group["weight_decay"], group)
             return
-        # A step of rate 1 from zero leaves minus Adam's update.
+        # A step of rate −1 from zero leaves Adam's update.
         updates = [torch.zeros_like(p) for p in touched.parameters]
-        self._fused(updates, touched, 1.0, 0.0, group)
-        torch._foreach_neg_(updates)
+        self._fused(updates, touched, -1.0, 0.0, group)
         self._apply(touched, updates, group)
 
     def _direction(self, table: Table, group: dict[str, Any]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from etalumis.networks.banks import Bank
+from etalumis.optim.parts import Parts
 from etalumis.optim.rows import RowOptimizer
 
 
@@ -23,9 +23,7 @@ def clip_grad_norm(target: RowOptimizer | nn.Module, max_norm: float) -> Tensor:
     Raises:
         FloatingPointError: where the norm is not finite.
     """
-    network = target.network if isinstance(target, RowOptimizer) else target
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    gradients += [m.gradient.rows for m in network.modules() if isinstance(m, Bank) and m.gradient is not None]
+    gradients = (target.parts if isinstance(target, RowOptimizer) else Parts(target)).gradients()
     if not gradients:
         return torch.zeros(())
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

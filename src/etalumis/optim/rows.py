@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from etalumis.networks.banks import Bank, RowGrad, banks_of
+from etalumis.networks.banks import Bank, RowGrad
+from etalumis.optim.parts import Parts, Places, gather, is_small, scatter
 
 LARC = ("none", "update", "gradient")
 _EPS = 1e-8
-_SMALL = 512  # numbers in a row up to which rows are gathered instead of updated one by one
+_BLOCK = 1 << 19  # numbers updated together on a CPU, so that what is computed on the way stays in its cache
 STEP = "step"
 _SCHEDULED = "initial_lr"  # what torch's schedules add to a group
 
@@ -32,9 +33,25 @@ class Touched(NamedTuple):
     gradients: list[Tensor]
     state: dict[str, list[Tensor]]
 
+    def blocks(self) -> Iterator[Touched]:
+        """The same in pieces that fit a cache; whole where the device is no CPU."""
+        if not self.parameters:
+            return
+        if self.parameters[0].device.type != "cpu":
+            yield self
+            return
+        start = size = 0
+        for end, parameter in enumerate(self.parameters, 1):
+            size += parameter.numel()
+            if size >= _BLOCK or end == len(self.parameters):
+                part = slice(start, end)
+                state = {name: tensors[part] for name, tensors in self.state.items()}
+                yield Touched(self.parameters[part], self.gradients[part], state)
+                start, size = end, 0
+
 
 class Table(NamedTuple):
-    """Small rows of one page, gathered: parameters, gradients and state are (n, numbers), step counts (n, 1)."""
+    """Small rows, gathered: parameters, gradients and state are (n, numbers), step counts (n, 1)."""
 
     parameters: Tensor
     gradients: Tensor
@@ -63,28 +80,33 @@ class RowOptimizer(Optimizer):
             raise ValueError(f"larc is one of {LARC}; got {defaults['larc']!r}")
         if not defaults["lr"] >= 0.0 or not defaults["weight_decay"] >= 0.0 or not defaults["trust"] > 0.0:
             raise ValueError(f"lr and weight_decay must be ≥ 0, trust > 0; got {defaults}")
-        self._network = network
+        self._parts = Parts(network)
         self._state_names = state_names
+        # Called in each step when the gradients are there and nothing has been changed yet.
+        self.before_update: list[Callable[[], None]] = []
         super().__init__([{"params": list(network.parameters())}], defaults)
 
     @property
     def network(self) -> nn.Module:
-        return self._network
+        return self._parts.network
 
     @property
-    def banks(self) -> dict[str, Bank]:
-        """The network's banks by name."""
-        return banks_of(self._network)
-
-    def dense(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters that are no pages of a bank, by name."""
-        pages = {id(page) for bank in self.banks.values() for page in bank.pages}
-        return ((name, p) for name, p in self._network.named_parameters() if id(p) not in pages)
+    def parts(self) -> Parts:
+        """The network's dense parameters and banks, those that it has gained among them."""
+        if self._parts.refresh():
+            parameters = self.param_groups[0]["params"]
+            known = {id(p) for p in parameters}
+            parameters.extend(p for p in self.network.parameters() if id(p) not in known)
+        return self._parts
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear dense gradients and those of bank rows."""
-        super().zero_grad(set_to_none)
-        for bank in self.banks.values():
+        for parameter in self.parts.dense.values():
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad = torch.zeros_like(parameter.grad)
+        for bank in self._parts.banks.values():
             bank.clear_gradient()
 
     @torch.no_grad()
@@ -94,15 +116,14 @@ class RowOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._join_new()
+        for call in self.before_update:
+            call()
         group = self.param_groups[0]
-        touched = self._touched()
-        if touched.parameters:
-            torch._foreach_add_(touched.state[STEP], 1.0)
-            self._update(touched, group)
-        for bank in self.banks.values():
-            if bank.gradient is not None and _is_small(bank):
-                self._update_small(bank, bank.gradient, group)
+        for part in self._touched().blocks():
+            self._update(part, group)
+        for name, bank in self._parts.banks.items():
+            if bank.gradient is not None and is_small(bank):
+                self._update_small(name, bank.gradient, group)
         return loss
 
     @abstractmethod
@@ -114,95 +135,122 @@ class RowOptimizer(Optimizer):
         """Change the state of gathered rows, step counts already increased; returns the update u, (n, numbers)."""
 
     def _apply(self, touched: Touched, updates: list[Tensor], group: dict[str, Any]) -> None:
-        """w ← w (1 − lr · weight_decay) − lr · r · u; ``updates`` may be overwritten."""
-        if group["larc"] == "none":
-            scales = [-float(group["lr"])] * len(updates)
-        else:
-            measured = updates if group["larc"] == "update" else touched.gradients
-            weights = torch.stack(torch._foreach_norm(touched.parameters))
-            scales = _rates(weights, torch.stack(torch._foreach_norm(measured)), group).neg().tolist()
+        """w ← w (1 − lr · weight_decay) − lr · r · u; ``updates`` is overwritten."""
+        measured = touched.gradients if group["larc"] == "gradient" else updates
+        weights = torch.stack(torch._foreach_norm(touched.parameters))
+        rates = _rates(weights, torch.stack(torch._foreach_norm(measured)), group)
         if group["weight_decay"]:
             torch._foreach_mul_(touched.parameters, 1.0 - group["lr"] * group["weight_decay"])
-        torch._foreach_mul_(updates, scales)
-        torch._foreach_add_(touched.parameters, updates)
+        torch._foreach_mul_(updates, rates.tolist())
+        torch._foreach_sub_(touched.parameters, updates)
 
-    def _update_small(self, bank: Bank, gradient: RowGrad, group: dict[str, Any]) -> None:
+    def _update_small(self, name: str, gradient: RowGrad, group: dict[str, Any]) -> None:
         """The same step for rows so small that a tensor operation each would cost more than the arithmetic."""
-        ids, pages = gradient.ids, bank.pages
-        number = torch.div(ids, bank.capacity, rounding_mode="floor")
-        for page in torch.unique(number).tolist():
-            here = torch.nonzero(number == page)[:, 0].to(gradient.rows.device)
-            places = (ids - page * bank.capacity).to(here.device)[here]
-            state = self._state_of(pages[page], bank.capacity)
-            whole = {"parameters": pages[page], **state}
-            flat = {name: tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for name, tensor in whole.items()}
-            rows = {name: tensor.index_select(0, places) for name, tensor in flat.items()}
-            weights = rows.pop("parameters")
-            rows[STEP] += 1.0
-            table = Table(weights, gradient.rows.index_select(0, here).flatten(1), rows)
-            update = self._direction(table, group)
-            lr: Any = group["lr"]
-            if group["larc"] != "none":
-                measured = update if group["larc"] == "update" else table.gradients
-                lr = _rates(weights.norm(dim=1, keepdim=True), measured.norm(dim=1, keepdim=True), group)
-            if group["weight_decay"]:
-                weights.mul_(1.0 - group["lr"] * group["weight_decay"])
-            weights.sub_(update.mul_(lr))
-            for name, tensor in {"parameters": weights, **rows}.items():
-                flat[name].index_copy_(0, places, tensor)
+        bank, pages = self._parts.banks[name], [page.detach() for page in self._parts.pages[name]]
+        places = Places.of(gradient.ids, bank.capacity)
+        weights = gather(pages, bank.capacity, places)
+        state, ids = {STEP: self._steps(name), **self._moments(name)}, places.ids.to(weights.device)
+        flat = {key: tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for key, tensor in state.items()}
+        rows = {key: tensor.index_select(0, ids) for key, tensor in flat.items()}
+        rows[STEP] += 1.0
+        table = Table(weights, places.sorted(gradient.rows).flatten(1), rows)
+        update = self._direction(table, group)
+        lr: Any = group["lr"]
+        if group["larc"] != "none":
+            measured = update if group["larc"] == "update" else table.gradients
+            lr = _rates(weights.norm(dim=1, keepdim=True), measured.norm(dim=1, keepdim=True), group)
+        if group["weight_decay"]:
+            weights.mul_(1.0 - group["lr"] * group["weight_decay"])
+        weights.sub_(update.mul_(lr))
+        scatter(pages, bank.capacity, places, weights)
+        for key, tensor in rows.items():
+            flat[key].index_copy_(0, ids, tensor)
 
     # --- what a step touches ----------------------------------------------------------------------------------
 
-    def _join_new(self) -> None:
-        parameters = self.param_groups[0]["params"]
-        if len(parameters) == sum(1 for _ in self._network.parameters()):
-            return
-        known = {id(p) for p in parameters}
-        parameters.extend(p for p in self._network.parameters() if id(p) not in known)
-
-    def _state_of(self, parameter: Tensor, rows: int | None = None) -> dict[str, Any]:
-        """State of a dense parameter, or of a page of so many rows, each with a step count."""
-        state: dict[str, Any] = self.state[parameter]
-        if not state:
-            state[STEP] = torch.zeros(() if rows is None else (rows,), dtype=torch.float32, device=parameter.device)
-            for name in self._state_names:
-                state[name] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-        return state
-
     def _touched(self) -> Touched:
+        """The dense parameters and large rows that have a gradient; their step counts are increased here."""
         touched = Touched([], [], {name: [] for name in (STEP, *self._state_names)})
-        for _, parameter in self.dense():
+        for parameter in self.parts.dense.values():
             if parameter.grad is not None:
                 touched.parameters.append(parameter)
                 touched.gradients.append(parameter.grad)
                 state = self._state_of(parameter)
+                state[STEP] += 1.0
                 for name, tensors in touched.state.items():
                     tensors.append(state[name])
-        for bank in self.banks.values():
-            if bank.gradient is None or _is_small(bank):
-                continue
-            touched.gradients.extend(bank.gradient.rows.unbind(0))
-            pages = bank.pages
-            for page, places in _by_page(bank.gradient.ids.tolist(), bank.capacity):
-                touched.parameters.extend(_views(pages[page].detach(), places))
-                state = self._state_of(pages[page], bank.capacity)
-                for name, tensors in touched.state.items():
-                    tensors.extend(_views(state[name], places))
+        for name, bank in self._parts.banks.items():
+            if bank.gradient is not None and not is_small(bank):
+                self._touch_rows(name, bank, bank.gradient, touched)
         return touched
+
+    def _touch_rows(self, name: str, bank: Bank, gradient: RowGrad, touched: Touched) -> None:
+        pages, counts = self._parts.pages[name], self._steps(name)
+        places = Places.of(gradient.ids, bank.capacity)
+        ids = places.ids.to(gradient.rows.device)
+        steps = counts.index_select(0, ids) + 1.0
+        counts.index_copy_(0, ids, steps)
+        touched.state[STEP].extend(steps.unbind(0))
+        rows = gradient.rows.unbind(0)
+        touched.gradients.extend(rows if places.order is None else [rows[k] for k in places.order.tolist()])
+        numbers = (places.ids % bank.capacity).tolist()
+        for page, start, end in places.runs:
+            here = numbers[start:end]
+            touched.parameters.extend([pages[page][place] for place in here])
+            for key, moments in self._moments(name, page).items():
+                touched.state[key].extend([moments[place] for place in here])
+
+    # --- state ------------------------------------------------------------------------------------------------
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Any]:
+        """State of a dense parameter."""
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            state[STEP] = parameter.new_zeros((), dtype=torch.float32)
+            state.update({name: torch.zeros_like(parameter) for name in self._state_names})
+        return state
+
+    def _steps(self, name: str) -> Tensor:
+        """Step counts of a bank's rows, (rows,), kept with its first page."""
+        pages = self._parts.pages[name]
+        rows, state = self._parts.banks[name].capacity * len(pages), self.state[pages[0]]
+        counts: Tensor = state.get(STEP, pages[0].new_zeros(0, dtype=torch.float32))
+        if len(counts) < rows:
+            counts = state[STEP] = torch.cat([counts, counts.new_zeros(rows - len(counts))])
+        return counts
+
+    def _moments(self, name: str, page: int = 0) -> dict[str, Tensor]:
+        """The other state of the rows of a page; where rows are small, of all pages, kept with the first."""
+        bank, pages = self._parts.banks[name], self._parts.pages[name]
+        state, parameter = self.state[pages[page]], pages[page]
+        if is_small(bank):
+            rows = bank.capacity * len(pages)
+            for key in self._state_names:
+                table = state.get(key, parameter.new_zeros((0, *bank.shape)))
+                if len(table) < rows:
+                    state[key] = torch.cat([table, table.new_zeros((rows - len(table), *bank.shape))])
+        elif self._state_names[0] not in state:
+            state.update({key: torch.zeros_like(parameter) for key in self._state_names})
+        return {key: state[key] for key in self._state_names}
 
     # --- state dictionaries -----------------------------------------------------------------------------------
 
+    def _tables(self, name: str) -> list[dict[str, Tensor]]:
+        """The moments of all rows of a bank, in pieces."""
+        bank = self._parts.banks[name]
+        return [self._moments(name, page) for page in range(1 if is_small(bank) else len(self._parts.pages[name]))]
+
     def state_dict(self) -> dict[str, Any]:
         """Hyper-parameters, and state by parameter name; of a bank, the used rows as one tensor."""
-        self._join_new()
+        parts = self.parts
         state: dict[str, dict[str, Tensor]] = {
-            name: dict(self.state[p]) for name, p in self.dense() if self.state.get(p)
+            name: dict(self.state[p]) for name, p in parts.dense.items() if self.state.get(p)
         }
-        for name, bank in self.banks.items():
-            pages = [self._state_of(page, bank.capacity) for page in bank.pages if self.state.get(page)]
-            if pages:
-                pages = [self._state_of(page, bank.capacity) for page in bank.pages]
-                state[name] = {k: torch.cat([page[k] for page in pages])[: bank.used].clone() for k in pages[0]}
+        for name, bank in parts.banks.items():
+            if any(self.state.get(page) for page in parts.pages[name]):
+                tables = self._tables(name)
+                whole = {key: torch.cat([table[key] for table in tables]) for key in self._state_names}
+                state[name] = {k: v[: bank.used].clone() for k, v in {STEP: self._steps(name), **whole}.items()}
         settings = {key: value for key, value in self.param_groups[0].items() if key != "params"}
         return {"state": state, "param_groups": [settings]}
 
@@ -215,31 +263,27 @@ class RowOptimizer(Optimizer):
         Raises:
             ValueError: where the state is of another network or another optimiser.
         """
-        self._join_new()
         if _SCHEDULED in self.param_groups[0]:
             self.param_groups[0]["lr"] = state_dict["param_groups"][0]["lr"]
         self.state.clear()
-        dense, banks = dict(self.dense()), self.banks
+        parts = self.parts
         for name, stored in state_dict["state"].items():
-            if (name not in dense and name not in banks) or set(stored) != {STEP, *self._state_names}:
+            if (name not in parts.dense and name not in parts.banks) or set(stored) != {STEP, *self._state_names}:
                 raise ValueError(
                     f"the optimiser state of {name!r} does not fit: it is of another network or optimiser "
                     f"(kept here: {(STEP, *self._state_names)})"
                 )
-            if name in dense:
-                _copy(self._state_of(dense[name]), stored, name)
+            if name in parts.dense:
+                _copy(self._state_of(parts.dense[name]), stored, name)
                 continue
-            bank = banks[name]
-            for number, page in enumerate(bank.pages):
-                start = number * bank.capacity
-                piece = {key: value[start : start + bank.capacity] for key, value in stored.items()}
-                count = len(piece[STEP])
-                state = self._state_of(page, bank.capacity)
-                _copy({key: value[:count] for key, value in state.items()}, piece, name)
-
-
-def _is_small(bank: Bank) -> bool:
-    return math.prod(bank.shape) <= _SMALL
+            count, tables = len(stored[STEP]), self._tables(name)
+            _copy({STEP: self._steps(name)[:count]}, {STEP: stored[STEP]}, name)
+            for key in self._state_names:
+                start = 0
+                for table in tables:
+                    piece = stored[key][start : start + len(table[key])]
+                    start += len(table[key])
+                    _copy({key: table[key][: len(piece)]}, {key: piece}, name)
 
 
 def _rates(weights: Tensor, measured: Tensor, group: dict[str, Any]) -> Tensor:
@@ -253,25 +297,3 @@ def _copy(target: Mapping[str, Tensor], source: Mapping[str, Tensor], name: str)
         if tensor.shape != source[key].shape:
             raise ValueError(f"the optimiser state of {name!r} has shape {tuple(source[key].shape)}: another network")
         tensor.copy_(source[key])
-
-
-def _by_page(ids: list[int], capacity: int) -> Iterator[tuple[int, list[int]]]:
-    """Runs of ids that stand on one page, in the order given."""
-    run: list[int] = []
-    current = -1
-    for number in ids:
-        page, place = divmod(number, capacity)
-        if page != current and run:
-            yield current, run
-            run = []
-        current = page
-        run.append(place)
-    if run:
-        yield current, run
-
-
-def _views(tensor: Tensor, places: list[int]) -> list[Tensor]:
-    if 4 * len(places) < len(tensor):
-        return [tensor[place] for place in places]
-    rows = tensor.unbind(0)
-    return [rows[place] for place in places]

@@ -40,7 +40,12 @@ class RowSGD(RowOptimizer):
         buffers = touched.state["momentum_buffer"]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, touched.gradients)
-        self._apply(touched, [buffer.clone() for buffer in buffers], group)
+        if group["larc"] != "none":
+            self._apply(touched, [buffer.clone() for buffer in buffers], group)
+            return
+        if group["weight_decay"]:
+            torch._foreach_mul_(touched.parameters, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(touched.parameters, buffers, alpha=-float(group["lr"]))
 
     def _direction(self, table: Table, group: dict[str, Any]) -> Tensor:
         buffer = table.state["momentum_buffer"]
