@@ -68,7 +68,7 @@ class Dataset:
                 "have the checksum of the manifest; copy the file again, or simulate the dataset anew"
             )
         try:
-            batch = decode(unpack_span(chunk_key(number), span), self.addresses)
+            batch = decode(unpack_span(chunk_key(number), span), self.addresses, chunk.memory)
         except (DatasetError, ValueError) as error:
             raise DatasetError(f"{path}, chunk {number}: {error}") from error
         if len(batch) != chunk.traces:
@@ -95,7 +95,8 @@ class Dataset:
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}
+        # Neither open files nor the index, which reading does not need.
+        return {key: value for key, value in self.__dict__.items() if key != "index"} | {"_files": {}}
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.directory)!r}, model={self.name!r}, {len(self)} traces, {len(self.chunks)} chunks)"
