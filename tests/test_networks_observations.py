@@ -1,7 +1,10 @@
 """Observation embeddings: standardisation, shapes, several observations."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 from etalumis.networks.errors import NetworkConfigError
 from etalumis.networks.observations import CNN, ObservationEmbedding, Standardise, default_embedding
@@ -15,6 +18,46 @@ def test_the_papers_cnn_has_its_layers() -> None:
     assert shapes == [(*c, 3, 3, 3) for c in convolutions] + [(256, 2048)]
     with torch.no_grad():
         assert network(torch.rand(2, 20, 35, 35)).shape == (2, 256)
+    assert network.flops == pytest.approx(4.49e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dimensions", "arguments"),
+    [
+        ((8, 10, 9), 3, {"blocks": [[5, 4], [6]], "padding": 1}),
+        ((9, 8, 8), 3, {"blocks": [[4], [6]], "stride": 2, "padding": 1}),
+        ((2, 12, 13), 2, {"blocks": [[3, 4]]}),
+        ((12, 13), 2, {"blocks": [[3], [4]], "pool": 3, "padding": 2}),
+    ],
+)
+def test_a_cnn_is_its_layers_one_after_the_other(
+    shape: tuple[int, ...], dimensions: int, arguments: dict[str, Any]
+) -> None:
+    """However its arrays lie in memory and whatever is computed first: same values, same gradients."""
+    network = CNN(shape, 7, dimensions, **arguments).double()
+    plain: list[nn.Module] = []
+    for block in network.blocks:
+        plain += [step for layer in block for step in (layer, nn.ReLU())]
+        plain.append({2: nn.MaxPool2d, 3: nn.MaxPool3d}[dimensions](network.pool))
+    reference = nn.Sequential(*plain, nn.Flatten(), network.output, nn.ReLU())
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    found = []
+    for y in (network(x), reference(x[:, None] if len(shape) == dimensions else x)):
+        network.zero_grad()
+        (y * torch.arange(7)).sum().backward()
+        found.append([y, *(p.grad for p in network.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert all(p.is_contiguous() and p.grad.is_contiguous() for p in network.parameters())
+
+
+def test_a_cnn_in_half_precision_is_close() -> None:
+    network, x = CNN((8, 12, 12), 16, 3, blocks=[[8, 8], [16]], padding=1), torch.randn(4, 8, 12, 12)
+    exact = network(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = network(x)
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +85,11 @@ def test_channels_of_images_and_strides() -> None:
     assert CNN((3, 28, 28), 8, 2)(torch.rand(2, 3, 28, 28)).shape == (2, 8)
     strided = CNN((8, 14, 14), 8, 3, blocks=[[4], [8]], padding=1, stride=2)
     assert strided(torch.rand(2, 8, 14, 14)).shape == (2, 8)
-    with pytest.raises(NetworkConfigError, match="too small"):
-        CNN((8, 14, 14), 8, 3)
+    with pytest.raises(NetworkConfigError, match=r"\(8, 14, 14\) are too small.*cnn3d_small"):
+        ObservationEmbedding({"detector": (8, 14, 14)}, 8, {"detector": {"kind": "cnn3d"}})
+    with pytest.raises(NetworkConfigError, match=r"\(9, 9\) are too small.*padding: 1"):
+        ObservationEmbedding({"image": (9, 9)}, 8, {"image": {"kind": "cnn2d"}})
+    assert ObservationEmbedding({"image": (9, 9)}, 8, {"image": {"kind": "cnn2d", "padding": 1}}).size == 8
 
 
 @pytest.mark.parametrize("compress", ["none", "asinh", "log1p"])
