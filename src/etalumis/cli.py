@@ -138,7 +138,7 @@ def sort(config: Config) -> None:
 def train(config: Config) -> None:
     """Train a network, or find a learning rate for that."""
     use_threads(config["threads"])
-    if config["tune"] is not None:
+    if config.get("tune"):
         from etalumis.lit_models.lr_finder import tune
 
         print(tune(config))

@@ -1,11 +1,11 @@
 """Lightning callbacks."""
 
 from etalumis.callbacks.early_stopping import EarlyStopping
-from etalumis.callbacks.export import Export
+from etalumis.callbacks.export import Export, is_trial
 from etalumis.callbacks.last import LastCheckpoint
 from etalumis.callbacks.progress import Progress
 from etalumis.callbacks.requests import Paused
 from etalumis.callbacks.result import Result
 from etalumis.callbacks.throughput import Throughput
 
-__all__ = ["EarlyStopping", "Export", "LastCheckpoint", "Paused", "Progress", "Result", "Throughput"]
+__all__ = ["EarlyStopping", "Export", "LastCheckpoint", "Paused", "Progress", "Result", "Throughput", "is_trial"]

@@ -23,12 +23,17 @@ class Export(Callback):
         self.path = Path(path)
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero or is_trial(trainer):
             return
         network, extra = _best(trainer)
         last = module.network
         assert isinstance(last, InferenceNetwork)
         checkpoint.save(self.path, network or last, extra=extra)
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Whether this is a short run that finds mistakes, and leaves nothing behind."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by one of its connectors
 
 
 def _best(trainer: Trainer) -> tuple[InferenceNetwork | None, dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
+from etalumis.callbacks.export import is_trial
 from etalumis.callbacks.requests import Paused, StopRequests, seconds_of
 
 
@@ -45,15 +46,12 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, number: int
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        stepped = trainer.global_step > self._steps
-        # After the last minibatch of an epoch, and after a validation, other hooks follow.
-        if (
-            not stepped
-            or loop._num_ready_batches_reached()
-            or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-        ):
-            return
+        loop, data = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        if trainer.global_step == self._steps:
+            return  # gradients of half an iteration
+        assert data is not None
+        if loop._num_ready_batches_reached() or loop._should_check_val_fx(data):
+            return  # more follows: a validation, the end of the epoch
         due = self._every is not None and time.monotonic() - self._saved >= self._every
         if due or self.requests.reason:
             self._save(trainer)
@@ -79,7 +77,7 @@ class LastCheckpoint(Checkpoint):
         self.requests.close()
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:
+        if is_trial(trainer):
             return
         trainer.save_checkpoint(self.path)
         self._saved = time.monotonic()
@@ -88,5 +86,5 @@ class LastCheckpoint(Checkpoint):
         reason = self.requests.reason
         if not reason or trainer.fit_loop.done:
             return
-        where = "" if trainer.fast_dev_run else f", saved in {self.path}: the same command goes on"
+        where = "" if is_trial(trainer) else f", saved in {self.path}: the same command goes on"
         raise Paused(f"stopped by {reason} after {trainer.global_step:,} steps{where}", self.requests.signal)

@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _UNITS = (1, 60, 60 * 60, 24 * 60 * 60)  # seconds to a second, minute, hour and day
 
 
-class Paused(RuntimeError):
+class Paused(RuntimeError):  # noqa: N818  # nothing is wrong
     """Training stopped where it can go on: everything is in a checkpoint.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from etalumis.callbacks.export import is_trial
 from etalumis.callbacks.throughput import Throughput
 from etalumis.lit_models.inference_network import VALID_LOSS
 from etalumis.networks import InferenceNetwork, banks_of
@@ -28,7 +29,7 @@ class Result(Callback):
         self._began = False
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, number: int) -> None:
-        if not self._began and trainer.is_global_zero and not trainer.fast_dev_run:
+        if not self._began and trainer.is_global_zero and not is_trial(trainer):
             self.path.unlink(missing_ok=True)
         self._began = True
 
@@ -38,7 +39,7 @@ class Result(Callback):
             self._losses = {name: float(metrics[name]) for name in sorted(metrics) if name.startswith(VALID_LOSS)}
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run or (self.path.exists() and not self._began):
+        if not trainer.is_global_zero or is_trial(trainer) or (self.path.exists() and not self._began):
             return
         network = module.network
         assert isinstance(network, InferenceNetwork)

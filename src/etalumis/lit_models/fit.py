@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from etalumis.callbacks import Export, Paused, Throughput
+from etalumis.callbacks import Export, Paused, Throughput, is_trial
 from etalumis.conf.build import ConfigError, build
 from etalumis.datamodules.traces import TracesDataModule
 from etalumis.lit_models.files import CheckpointFiles
@@ -22,7 +22,7 @@ from etalumis.lit_models.resume import check_checkpoint, clear, find_checkpoint
 from etalumis.networks import InferenceNetwork
 
 # Said by Lightning about things that are meant.
-_MEANT = (
+MEANT = (
     ".*does not have many workers.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*is smaller than the logging interval.*",
@@ -44,7 +44,6 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
         Paused: on SIGTERM, SIGUSR1 or at the time limit; everything is saved.
         KeyboardInterrupt: on Ctrl-C; says how to go on.
     """
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     config = with_minibatch(config)
     output, trial = Path(config["output"]), bool(config["trainer"].get("fast_dev_run"))
     resume = None if trial else find_checkpoint(config["resume"], output)
@@ -55,7 +54,7 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     elif not trial:
         clear(output)
     with warnings.catch_warnings():
-        for message in _MEANT:
+        for message in MEANT:
             warnings.filterwarnings("ignore", message)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -103,7 +102,7 @@ def with_minibatch(config: Mapping[str, Any]) -> dict[str, Any]:
 def summary(module: LitInferenceNetwork) -> str:
     """What came out of a training, in a few lines."""
     trainer = module.trainer
-    if trainer.fast_dev_run:
+    if is_trial(trainer):
         losses = ", ".join(f"{name} {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items()))
         return f"trainer.fast_dev_run: all parts work together ({losses}); nothing was written"
     lines = []
@@ -125,16 +124,18 @@ def make_network(settings: Mapping[str, Any], data: TracesDataModule) -> Inferen
     return InferenceNetwork.for_batches(dict(settings), data.batches(), simulator=data.model)
 
 
-def make_trainer(config: Mapping[str, Any], validation: bool) -> Trainer:
+def make_trainer(config: Mapping[str, Any], validation: bool, callbacks: Sequence[Callback] = ()) -> Trainer:
     """Lightning's trainer with our callbacks.
 
     Args:
         config: all settings.
         validation: whether there are traces to validate with.
+        callbacks: beside those of the settings.
 
     Raises:
         ConfigError: settings that it does not take, or with which training would be wrong.
     """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     settings = config["trainer"]
     if str(settings.get("precision")) in _HALF:
         raise ConfigError(
@@ -144,7 +145,7 @@ def make_trainer(config: Mapping[str, Any], validation: bool) -> Trainer:
         raise ConfigError("trainer.max_time stops without saving where it is; give time_limit=DD:HH:MM:SS")
     parts = {
         "plugins": [CheckpointFiles()],
-        "callbacks": [build(c) for c in callbacks_of(config["callbacks"] or {}, validation)],
+        "callbacks": [*callbacks, *(build(c) for c in callbacks_of(config["callbacks"] or {}, validation))],
         "logger": build_optional(config["logger"]) or False,
         "enable_progress_bar": False,  # callbacks.progress shows the whole training
     }
