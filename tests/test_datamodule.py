@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 import etalumis as et
 from etalumis.datamodules.loader import Ahead
-from etalumis.datamodules.minibatches import Minibatch, Piece, Rows, Split, TrainingOrder, ValidationOrder
+from etalumis.datamodules.minibatches import Minibatch, Piece, Rows, ValidationOrder
 from etalumis.datamodules.reading import Minibatches, Parcel, Reader
+from etalumis.datamodules.sources import Sources
+from etalumis.datamodules.split import Side, Split, limited
 from etalumis.datamodules.traces import TracesDataModule
 from etalumis.networks.layout import Layout, rows_of
 from etalumis.networks.packing import TrainingBatch, pack
@@ -39,25 +41,16 @@ def everything(chunks: list[int]) -> list[Rows]:
 
 
 CHUNKS = st.lists(st.integers(1, 50), min_size=1, max_size=25)
+SIDES: tuple[Side, ...] = ("train", "valid", "test")
 
 
 # --- which traces ---------------------------------------------------------------------------------
 
 
-@given(CHUNKS, st.integers(1, 40), st.integers(0, 5))
-def test_every_trace_once_per_epoch(chunks: list[int], batch_size: int, epoch: int) -> None:
-    order = TrainingOrder(everything(chunks), batch_size, seed=1)
-    minibatches = order.epoch(epoch)
-    assert len(minibatches) == len(order)
-    assert traces(minibatches) == {(c, r): 1 for c, n in enumerate(chunks) for r in range(n)}
-    assert max(sizes(minibatches)) <= batch_size
-    assert order.traces == sum(chunks)
-
-
 @given(CHUNKS, st.integers(1, 40))
 def test_validation_goes_through_all_in_order(chunks: list[int], batch_size: int) -> None:
     order = ValidationOrder(everything(chunks), batch_size)
-    minibatches = order.epoch(0)
+    (minibatches,) = order.epoch(0)
     assert len(minibatches) == len(order)
     assert order.traces == sum(chunks)
     places = [(p.chunk, row) for m in minibatches for p in m for row in p.rows.tolist()]
@@ -66,65 +59,44 @@ def test_validation_goes_through_all_in_order(chunks: list[int], batch_size: int
     assert 0 < sizes(minibatches)[-1] <= batch_size
 
 
-def test_slices_of_a_chunk_are_of_equal_size() -> None:
-    order = TrainingOrder(everything([1000] * 3), 256, seed=0)
-    assert sizes(order.epoch(0)) == [250] * 12
-
-
-@given(CHUNKS, st.floats(0.0, 0.99), st.integers(0, 3))
-def test_the_split_takes_every_trace_to_one_side(chunks: list[int], fraction: float, seed: int) -> None:
-    split = Split(seed, fraction)
+@given(CHUNKS, st.floats(0.0, 0.6), st.floats(0.0, 0.39), st.integers(0, 3))
+def test_the_split_takes_every_trace_to_one_side(chunks: list[int], valid: float, test: float, seed: int) -> None:
+    split = Split(seed, valid, test)
     for number, count in enumerate(chunks):
-        train, valid = (split.rows(number, count, validate) for validate in (False, True))
-        assert sorted([*train, *valid]) == list(range(count))
-        assert abs(len(valid) - fraction * count) < 1.0
-    if fraction == 0.0:
-        assert all(len(split.rows(number, n, True)) == 0 for number, n in enumerate(chunks))
+        rows = {side: split.rows(number, count, side) for side in SIDES}
+        assert sorted(np.concatenate(list(rows.values())).tolist()) == list(range(count))
+        assert abs(len(rows["valid"]) - valid * count) < 1.0
+        assert abs(len(rows["test"]) - test * count) < 1.0 + 1e-9
+        assert all(len(rows[side]) == 0 for side, share in (("valid", valid), ("test", test)) if share == 0.0)
 
 
 def test_the_split_is_fair_to_small_chunks() -> None:
-    split = Split(0, 0.1)
-    held_out = sum(len(split.rows(number, 1, True)) for number in range(4000))
-    assert abs(held_out - 400) < 5 * (4000 * 0.1 * 0.9) ** 0.5
+    split = Split(0, 0.1, 0.2)
+    for side, share in (("valid", 0.1), ("test", 0.2)):
+        held_out = sum(len(split.rows(number, 1, side)) for number in range(4000))  # type: ignore[arg-type]
+        assert abs(held_out - share * 4000) < 5 * (4000 * share * (1 - share)) ** 0.5
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.0])
-def test_impossible_split(fraction: float) -> None:
+@pytest.mark.parametrize("fractions", [(-0.1, 0.0), (1.0, 0.0), (0.5, 0.5), (0.1, -0.1)])
+def test_impossible_split(fractions: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="fraction"):
-        Split(0, fraction)
+        Split(0, *fractions)
 
 
-# --- in which order -------------------------------------------------------------------------------
+@given(CHUNKS, st.integers(1, 300), st.integers(0, 3))
+def test_a_limit_takes_so_many_traces_of_all_chunks(chunks: list[int], limit: int, seed: int) -> None:
+    few = limited(everything(chunks), limit, seed)
+    total, wanted = sum(chunks), min(limit, sum(chunks))
+    assert sum(map(len, few)) == wanted
+    for rows, count in zip(few, chunks, strict=True):
+        assert len(set(rows.tolist())) == len(rows) <= count
+        assert abs(len(rows) - count * wanted / total) < 1.0
+    assert sum(map(len, limited(everything([10, *chunks]), 0.5, seed))) == round(0.5 * (total + 10))
 
 
-def flat(minibatches: list[Minibatch]) -> list[tuple[int, int]]:
-    return [(p.chunk, row) for m in minibatches for p in m for row in p.rows.tolist()]
-
-
-def test_order_depends_on_seed_and_epoch_alone() -> None:
-    rows = everything([30] * 20)
-    order = TrainingOrder(rows, 8, seed=4)
-    later = flat(order.epoch(3))
-    assert flat(TrainingOrder(rows, 8, seed=4).epoch(3)) == later
-    assert flat(order.epoch(4)) != later
-    assert flat(TrainingOrder(rows, 8, seed=5).epoch(3)) != later
-
-
-def test_chunks_and_company_change_from_epoch_to_epoch() -> None:
-    order = TrainingOrder(everything([64] * 16), 16, seed=0)
-    first, second = order.epoch(0), order.epoch(1)
-    company = [{frozenset(p.rows.tolist()) for (p,) in epoch if p.chunk == 0} for epoch in (first, second)]
-    assert company[0].isdisjoint(company[1])
-    assert [m[0].chunk for m in first] != [m[0].chunk for m in second]
-
-
-def test_a_reader_needs_few_chunks_at_hand() -> None:
-    """Between its first and its last minibatch of an epoch, a chunk meets at most 7 others."""
-    minibatches = TrainingOrder(everything([64] * 40), 16, seed=0).epoch(0)
-    chunks = [m[0].chunk for m in minibatches]
-    for chunk in range(40):
-        places = [k for k, c in enumerate(chunks) if c == chunk]
-        assert len(set(chunks[places[0] : places[-1] + 1])) <= 8
+def test_a_limit_of_nothing() -> None:
+    with pytest.raises(ValueError, match="leaves none of 3 traces"):
+        limited(everything([3]), 0.1, 0)
 
 
 # --- from disk to the network ---------------------------------------------------------------------
@@ -207,8 +179,8 @@ def test_noise_is_fresh_in_training_and_fixed_in_validation(data: Path) -> None:
         """The same two traces in two epochs."""
         module = ready(data, workers=0, fresh_noise=fresh)
         pieces = (Piece(1, np.array([3, 5])),)
-        batches = Minibatches(Reader(Dataset(data / "train"), 1.0), lambda epoch: [pieces], layout_of(module), 0, fresh)
-        one, other = (batches[epoch, 0].observations["detector"] for epoch in (0, 1))
+        batches = Minibatches(Reader(Sources([data / "train"]), 1.0), layout_of(module), 0, fresh)
+        one, other = (batches[epoch, pieces].observations["detector"] for epoch in (0, 1))
         return one, other
 
     one, other = noise(fresh=True)
@@ -232,13 +204,13 @@ def test_no_validation(data: Path) -> None:
 
 
 def test_reader_keeps_few_chunks(data: Path) -> None:
-    reader = Reader(Dataset(data / "train"), cache_mb=0.0)
-    whole = et.TraceBatch.concatenate(list(reader.dataset.batches()))
+    reader = Reader(Sources([data / "train"]), cache_mb=0.0)
+    whole = et.TraceBatch.concatenate(list(reader.sources.batches()))
     pieces = tuple(Piece(chunk, np.array([1, 0])) for chunk in (0, 1, 0, 4))
     np.testing.assert_array_equal(reader.minibatch(pieces).index, [1, 0, 65, 64, 1, 0, 257, 256])
     assert len(reader._cache) == 1
     assert len(whole) == 300
-    roomy = Reader(Dataset(data / "train"), cache_mb=100.0)
+    roomy = Reader(Sources([data / "train"]), cache_mb=100.0)
     roomy.minibatch(pieces)
     assert list(roomy._cache) == [1, 0, 4], "the chunk used last goes last"
     assert roomy.__getstate__()["_cache"] == {}, "decoded chunks don't travel to other processes"

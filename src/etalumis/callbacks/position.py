@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -33,12 +32,33 @@ class Position(Callback):
         if data is None:
             return
         loops = checkpoint["loops"]["fit_loop"]
-        progress = loops[_PROGRESS]
-        if data.position.dealt:
-            _put_right(progress, data.minibatches_done)
-        elif progress["current"]["ready"] and _within_epoch(loops):
-            whole = len(data.train_dataloader_length())
-            _put_right(progress, whole)
+        epochs, progress = loops["epoch_progress"]["current"], loops[_PROGRESS]
+        if epochs["ready"] == epochs["processed"]:
+            return  # between two epochs: nothing is counted
+        if epochs["processed"] == data.position.epoch:
+            _put_right(progress, data.resumed.before, data.resumed.minibatches)
+        elif data.resumed.world_size != data.world_size:  # at the end of an epoch
+            _put_right(progress, progress["current"]["processed"], data.epoch_length)
+
+
+def _put_right(progress: dict[str, Any], counted: int, meant: int) -> None:
+    """Rewrite Lightning's count of an epoch's minibatches.
+
+    Args:
+        progress: of the epoch's loop.
+        counted: up to the optimiser's last finished step, in minibatches of the ranks there were.
+        meant: the same in minibatches of the ranks there are.
+    """
+    now = dict(progress["current"])
+    finished = now["processed"] == counted and now["ready"] == now["started"] == now["processed"]
+    if not finished:
+        progress["is_last_batch"] = False
+    for counts in (progress["current"], progress["total"]):
+        shift = meant - now["processed"]
+        end = counts["processed"] + shift
+        for key in counts:
+            # A minibatch that is over but for its hooks stays so.
+            counts[key] = counts[key] + shift if finished else end
 
 
 def _data(trainer: Trainer) -> TracesDataModule | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from multiprocessing import forkserver
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from etalumis.datamodules import reading
 from etalumis.datamodules.reading import Parcel
 from etalumis.networks.packing import TrainingBatch
 
@@ -27,6 +31,35 @@ class Loader(DataLoader):
 
     waited = 0.0
     _ahead: Ahead[TrainingBatch] | None = None
+
+    @classmethod
+    def of(cls, data: Dataset[TrainingBatch], places: Any, workers: int, context: Any) -> Loader:
+        """A loader of packed minibatches.
+
+        Args:
+            data: the minibatches by place.
+            places: those to get, in order: a sampler or a list.
+            workers: processes that get them; 0 gets them here.
+            context: to start the processes with, see :func:`quick_start`.
+        """
+        return cls(
+            data,
+            batch_size=None,
+            sampler=places,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            multiprocessing_context=context,
+            worker_init_fn=reading.ignore_interrupts if workers else None,
+            collate_fn=Parcel.wrap if workers else None,  # type: ignore[arg-type]  # gets no lists here
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the data module keeps the position. Lightning asks whether training can go on within an epoch."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :meth:`state_dict`."""
 
     def __iter__(self) -> Any:
         if self._ahead is not None:
@@ -93,3 +126,16 @@ class Ahead(Iterator[T]):
             except BaseException as error:
                 self._ready.put((None, error))
                 return
+
+
+def quick_start() -> Any:
+    """What starts loader processes: they are forked from one that has imported what they need, and has no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([reading.__name__])
+    forkserver.ensure_running()
+    return context
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,17 +5,17 @@ Nothing here reads data or knows torch. A minibatch is a few *pieces*, each some
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 
-_WINDOW = 8  # chunks whose minibatches are mixed with each other: what a reader may have to keep at hand
-_SPLIT, _ORDER = 0, 1  # kinds of random numbers
+_COMPANY = 8  # chunks of rare types whose traces meet each other
+_ORDER = 1  # kind of random numbers
 
 
 class Piece(NamedTuple):
@@ -28,73 +28,106 @@ class Piece(NamedTuple):
 Minibatch = tuple[Piece, ...]
 
 
-@dataclass(frozen=True)
-class Split:
-    """Divides every storage chunk at random into traces to train and to validate with.
+def size(minibatch: Minibatch) -> int:
+    """Traces of a minibatch."""
+    return sum(len(piece.rows) for piece in minibatch)
+
+
+def pieces(chunk: NDArray[np.int64], rows: Rows) -> Minibatch:
+    """A minibatch of single traces (at least one), each given by its chunk and its position there."""
+    order = np.argsort(chunk, kind="stable")
+    chunk, rows = chunk[order], rows[order]
+    starts = np.flatnonzero(np.concatenate([[True], chunk[1:] != chunk[:-1]]))
+    return tuple(Piece(int(chunk[s]), part) for s, part in zip(starts, np.split(rows, starts[1:]), strict=True))
+
+
+def single_traces(minibatches: Sequence[Minibatch]) -> tuple[NDArray[np.int64], Rows]:
+    """Chunk and position of every trace of some minibatches: the inverse of :func:`pieces`."""
+    parts = [piece for minibatch in minibatches for piece in minibatch]
+    chunk = np.repeat(np.array([p.chunk for p in parts], dtype=np.int64), [len(p.rows) for p in parts])
+    return chunk, np.concatenate([p.rows for p in parts]) if parts else np.zeros(0, dtype=np.int64)
+
+
+class Stock(NamedTuple):
+    """The traces of a storage chunk to train with.
 
     Attributes:
-        seed: decides which; a trace stays on its side for as long as the dataset is the same.
-        fraction: of the traces to validate with; 0 trains with all.
+        rows: their positions.
+        lengths: controlled draws of each; not needed without buckets and budget.
+        alike: all are of one type.
+        share: of them that an epoch takes, chosen anew in each.
     """
 
-    seed: int
-    fraction: float
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.fraction < 1.0:
-            raise ValueError(f"the fraction to validate with must be at least 0 and below 1; got {self.fraction}")
-
-    def rows(self, chunk: int, traces: int, validate: bool) -> Rows:
-        """Positions of the traces of one side, rising."""
-        generator = np.random.default_rng((self.seed, _SPLIT, chunk))
-        # Rounded up or down at random, so that small chunks are divided fairly too.
-        count = int(self.fraction * traces + generator.random())
-        order = generator.permutation(traces)
-        return np.sort(order[:count] if validate else order[count:])
+    rows: Rows
+    lengths: NDArray[np.int64] | None = None
+    alike: bool = False
+    share: float = 1.0
 
 
 class TrainingOrder:
-    """Minibatches of each epoch: slices of storage chunks, in an order of their own.
+    """Minibatches of each epoch, divided into buckets by length; every trace comes exactly once per epoch.
 
-    A chunk's traces are shuffled and cut into slices of equal size, at most ``batch_size``; chunks are shuffled,
-    and the slices of every few consecutive ones. Every trace comes exactly once per epoch.
+    A chunk's traces are shuffled and cut into slices of equal size. Traces of rare types, from chunks that hold
+    many types or less than a minibatch, get new company in each epoch: those of every few such chunks, in an order
+    of their own, are shuffled together. Then the minibatches of every ``mixing`` consecutive chunks are shuffled.
 
     Args:
-        rows: for each chunk the positions of its traces to train with.
+        stocks: for each chunk the traces to train with.
         batch_size: traces to a minibatch at most.
         seed: with the number of the epoch it decides the order.
+        buckets: into how many groups of about as many traces to divide by length; fewer where lengths are few.
+        max_draws: controlled draws to a minibatch, exceeded by one trace at most; None does not count them.
+        by_type: chunks are sorted by type: those with several types hold the rare ones.
+        mixing: see above; what a reader may have to keep at hand.
+
+    Attributes:
+        traces: of an epoch.
+        sizes: minibatches of each bucket, the same in every epoch; their sum is ``len(order)``.
     """
 
-    def __init__(self, rows: Sequence[Rows], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        stocks: Sequence[Stock],
+        batch_size: int,
+        seed: int,
+        *,
+        buckets: int = 1,
+        max_draws: int | None = None,
+        by_type: bool = False,
+        mixing: int = 8,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        self._rows = rows
-        self._batch_size = batch_size
+        if buckets < 1:
+            raise ValueError(f"buckets must be at least 1; got {buckets}")
+        if max_draws is not None and max_draws < 1:
+            raise ValueError(f"max_draws must be at least 1; got {max_draws}")
         self._seed = seed
-        self._slices = [-(-len(r) // batch_size) for r in rows]
+        self._mixing = mixing
+        rare = by_type or buckets > 1
+        self._buckets = []
+        for chosen in _by_length(stocks, buckets):
+            bucket = _Bucket(batch_size, max_draws)
+            for chunk, (stock, rows) in enumerate(zip(stocks, chosen, strict=True)):
+                bucket.add(chunk, stock, rows, rare and not stock.alike)
+            if bucket.traces:
+                self._buckets.append(bucket)
+        self.sizes = tuple(bucket.minibatches for bucket in self._buckets)
+        self.traces = sum(bucket.traces for bucket in self._buckets)
 
     def __len__(self) -> int:
         """Minibatches per epoch, the same for all."""
-        return sum(self._slices)
+        return sum(self.sizes)
 
     @property
-    def traces(self) -> int:
-        """Traces per epoch."""
-        return sum(map(len, self._rows))
+    def bucket_traces(self) -> tuple[int, ...]:
+        """Traces of each bucket in an epoch."""
+        return tuple(bucket.traces for bucket in self._buckets)
 
-    def epoch(self, epoch: int) -> list[Minibatch]:
-        """The minibatches of an epoch in order."""
+    def epoch(self, epoch: int) -> list[list[Minibatch]]:
+        """The minibatches of an epoch in order, for each bucket."""
         generator = np.random.default_rng((self._seed, _ORDER, epoch))
-        chunks = generator.permutation(len(self._rows)).tolist()
-        order: list[Minibatch] = []
-        for start in range(0, len(chunks), _WINDOW):
-            slices: list[Minibatch] = []
-            for chunk in chunks[start : start + _WINDOW]:
-                if self._slices[chunk]:
-                    shuffled = generator.permutation(self._rows[chunk])
-                    slices += [(Piece(chunk, part),) for part in np.array_split(shuffled, self._slices[chunk])]
-            order += [slices[k] for k in generator.permutation(len(slices)).tolist()]
-        return order
+        return [bucket.shuffled(generator, self._mixing) for bucket in self._buckets]
 
 
 class ValidationOrder:
@@ -120,6 +153,143 @@ class ValidationOrder:
         """Minibatches per epoch."""
         return len(self._minibatches)
 
-    def epoch(self, epoch: int) -> list[Minibatch]:
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Minibatches of the one bucket, as of a :class:`TrainingOrder`."""
+        return (len(self),) if self._minibatches else ()
+
+    @property
+    def bucket_traces(self) -> tuple[int, ...]:
+        """Traces of it."""
+        return (self.traces,) if self._minibatches else ()
+
+    def epoch(self, epoch: int) -> list[list[Minibatch]]:
         """The minibatches of any epoch."""
-        return self._minibatches
+        return [self._minibatches] if self._minibatches else []
+
+
+class _Portion(NamedTuple):
+    """Traces of one chunk in one bucket: how many of them an epoch takes, and what each costs of a minibatch."""
+
+    chunk: int
+    rows: Rows
+    cost: NDArray[np.float64] | None
+    taken: int
+
+    def shuffled(self, generator: np.random.Generator) -> tuple[Rows, NDArray[np.float64] | None]:
+        order = generator.permutation(len(self.rows))[: self.taken]
+        return self.rows[order], None if self.cost is None else self.cost[order]
+
+    @property
+    def mean_cost(self) -> float:
+        return 0.0 if self.cost is None else float(self.cost.mean())
+
+
+class _Bucket:
+    """Traces of about one length."""
+
+    def __init__(self, batch_size: int, max_draws: int | None) -> None:
+        self._batch_size = batch_size
+        self._max_draws = max_draws
+        self._whole: list[tuple[_Portion, int]] = []
+        self._rare: list[_Portion] = []
+        self.traces = 0
+
+    def add(self, chunk: int, stock: Stock, chosen: NDArray[Any] | slice, rare: bool) -> None:
+        """Traces of a chunk; ``rare`` ones get new company in every epoch, and so do too few of them."""
+        rows = stock.rows[chosen]
+        cost = None
+        if self._max_draws is not None:
+            assert stock.lengths is not None
+            cost = np.maximum(stock.lengths[chosen] / self._max_draws, 1.0 / self._batch_size)
+        portion = _Portion(chunk, rows, cost, round(stock.share * len(rows)))
+        if not portion.taken:
+            return
+        self.traces += portion.taken
+        if rare or portion.taken < self._batch_size:
+            self._rare.append(portion)
+        else:
+            self._whole.append((portion, self._parts([portion])))
+
+    @property
+    def minibatches(self) -> int:
+        """How many an epoch has."""
+        return sum(parts for _, parts in self._whole) + self._parts(self._rare)
+
+    def shuffled(self, generator: np.random.Generator, mixing: int) -> list[Minibatch]:
+        """The minibatches of one epoch."""
+        units: list[tuple[int, list[Minibatch]]] = []  # number of chunks, minibatches
+        for portion, parts in self._whole:
+            rows, cost = portion.shuffled(generator)
+            units.append((1, [(Piece(portion.chunk, part),) for part in np.split(rows, _cuts(len(rows), parts, cost))]))
+        units += self._shuffled_rare(generator)
+        out: list[Minibatch] = []
+        group: list[Minibatch] = []
+        chunks = 0
+        for number in generator.permutation(len(units)).tolist():
+            chunks += units[number][0]
+            group += units[number][1]
+            if chunks >= mixing:
+                out += (group[k] for k in generator.permutation(len(group)).tolist())
+                group, chunks = [], 0
+        out += (group[k] for k in generator.permutation(len(group)).tolist())
+        return out
+
+    def _shuffled_rare(self, generator: np.random.Generator) -> Iterator[tuple[int, list[Minibatch]]]:
+        """Minibatches of rare types, those of every few chunks together."""
+        if not self._rare:
+            return
+        order = generator.permutation(len(self._rare)).tolist()
+        chunks, rows, costs, ends = [], [], [], []
+        for start in range(0, len(order), _COMPANY):
+            company = [self._rare[k] for k in order[start : start + _COMPANY]]
+            taken = [portion.shuffled(generator) for portion in company]
+            chunk = np.repeat([p.chunk for p in company], [p.taken for p in company])
+            mixed = generator.permutation(len(chunk))
+            chunks.append(chunk[mixed])
+            rows.append(np.concatenate([r for r, _ in taken])[mixed])
+            if self._max_draws is not None:
+                costs.append(np.concatenate([c for _, c in taken if c is not None])[mixed])
+            ends.append(len(mixed))
+        chunk, row = np.concatenate(chunks), np.concatenate(rows)
+        cuts = _cuts(len(row), self._parts(self._rare), np.concatenate(costs) if costs else None)
+        minibatches = [pieces(c, r) for c, r in zip(np.split(chunk, cuts), np.split(row, cuts), strict=True)]
+        # A minibatch that reaches into the next chunks stands with those of its first trace.
+        starts = np.searchsorted(np.concatenate([[0], cuts]), np.cumsum([0, *ends]))
+        for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            yield _COMPANY, minibatches[start:end]
+
+    def _parts(self, portions: Sequence[_Portion]) -> int:
+        """Into how many minibatches to cut; the same in every epoch, whatever is taken."""
+        traces = sum(p.taken for p in portions)
+        if self._max_draws is None:
+            return -(-traces // self._batch_size)
+        cost = sum(p.taken * p.mean_cost for p in portions)
+        return min(max(math.ceil(cost - 1e-9), 1), traces) if traces else 0
+
+
+def _cuts(traces: int, parts: int, cost: NDArray[np.float64] | None) -> NDArray[np.int64]:
+    """Where to cut a sequence of traces so that parts cost about the same and none is empty, (parts − 1,)."""
+    inner = np.arange(1, parts)
+    if cost is None:
+        return inner * traces // parts
+    total = np.cumsum(cost)
+    cuts = np.searchsorted(total, inner * (total[-1] / parts), side="left") + 1
+    # At least one trace to each part: no cut before the one of its number, nor after that of its number from the end.
+    cuts = np.maximum.accumulate(cuts - inner) + inner
+    return np.minimum(cuts, traces - parts + inner)
+
+
+def _by_length(stocks: Sequence[Stock], buckets: int) -> Iterator[list[NDArray[Any] | slice]]:
+    """For each bucket which traces of each chunk are in it."""
+    if buckets == 1:
+        yield [slice(None)] * len(stocks)
+        return
+    lengths = [stock.lengths for stock in stocks if stock.lengths is not None]
+    assert len(lengths) == len(stocks)
+    count = np.bincount(np.concatenate([np.zeros(0, dtype=np.int64), *lengths]))
+    # Traces of one length stay together, in the bucket where the middle one of them belongs.
+    of_length = ((np.cumsum(count) - count / 2) * (buckets / max(count.sum(), 1))).astype(np.int64)
+    which = [of_length[length] for length in lengths]
+    for bucket in range(buckets):
+        yield [np.flatnonzero(w == bucket) for w in which]

@@ -16,24 +16,24 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from etalumis.datamodules.minibatches import Minibatch
+from etalumis.datamodules.sources import Sources
 from etalumis.execution import TraceBatch
 from etalumis.networks.layout import Layout
 from etalumis.networks.packing import TrainingBatch, pack
-from etalumis.storage import Dataset
 
-Order = Callable[[int], list[Minibatch]]
+Place = tuple[int, Minibatch]  # epoch and traces
 
 
 class Reader:
-    """Traces of a dataset by minibatch; the storage chunks read last are kept decoded.
+    """Traces by minibatch; the storage chunks read last are kept decoded.
 
     Args:
-        dataset: where the chunks lie.
+        sources: where the chunks lie.
         cache_mb: MiB of decoded chunks to keep, in each process that reads.
     """
 
-    def __init__(self, dataset: Dataset, cache_mb: float) -> None:
-        self.dataset = dataset
+    def __init__(self, sources: Sources, cache_mb: float) -> None:
+        self.sources = sources
         self._room = int(cache_mb * 2**20)
         self._cache: OrderedDict[int, tuple[TraceBatch, int]] = OrderedDict()
 
@@ -49,9 +49,8 @@ class Reader:
         if found is not None:
             self._cache.move_to_end(number)
             return found[0]
-        batch = self.dataset.read(number)
-        size = sum(array.nbytes for array in batch.to_arrays()[0].values())
-        self._cache[number] = (batch, size)
+        batch = self.sources.read(number)
+        self._cache[number] = (batch, self.sources.chunks[number].memory)
         held = sum(size for _, size in self._cache.values())
         while held > self._room and len(self._cache) > 1:
             held -= self._cache.popitem(last=False)[1][1]
@@ -59,29 +58,24 @@ class Reader:
 
 
 class Minibatches(TorchDataset):
-    """Packed minibatches by (epoch, step). Which they are depends on nothing else, so any process can make any.
+    """Packed minibatches by (epoch, traces). What they hold depends on nothing else, so any process can make any.
 
     Args:
         reader: of the traces.
-        order: from an epoch to its minibatches.
         layout: of the network they are packed for.
         seed: of the observation noise.
         fresh_noise: draw new noise in every epoch; otherwise that of epoch 0.
     """
 
-    def __init__(self, reader: Reader, order: Order, layout: Layout, seed: int, fresh_noise: bool) -> None:
+    def __init__(self, reader: Reader, layout: Layout, seed: int, fresh_noise: bool) -> None:
         self._reader = reader
-        self._order = order
         self._layout = layout
         self._seed = seed
         self._fresh_noise = fresh_noise
-        self._epoch: tuple[int, list[Minibatch]] = (-1, [])
 
-    def __getitem__(self, place: tuple[int, int]) -> TrainingBatch:
-        epoch, step = place
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._order(epoch))
-        traces = self._reader.minibatch(self._epoch[1][step])
+    def __getitem__(self, place: Place) -> TrainingBatch:
+        epoch, minibatch = place
+        traces = self._reader.minibatch(minibatch)
         return pack(traces, self._layout, seed=self._seed, epoch=epoch if self._fresh_noise else 0)
 
 

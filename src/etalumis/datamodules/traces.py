@@ -2,97 +2,142 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import zlib
 from collections.abc import Iterator, Sequence
-from multiprocessing import forkserver
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import Sampler
 
-from etalumis.datamodules import reading
-from etalumis.datamodules.loader import Loader
-from etalumis.datamodules.minibatches import Rows, Split, TrainingOrder, ValidationOrder
-from etalumis.datamodules.reading import Minibatches, Parcel, Reader
+from etalumis.datamodules.deal import Order, Plan, Position
+from etalumis.datamodules.loader import Loader, cores, quick_start
+from etalumis.datamodules.minibatches import Rows, Stock, TrainingOrder, ValidationOrder
+from etalumis.datamodules.reading import Minibatches, Reader
+from etalumis.datamodules.sampler import RankSampler
+from etalumis.datamodules.sources import Sources
+from etalumis.datamodules.split import Side, Split, limited
 from etalumis.execution import TraceBatch
 from etalumis.networks.layout import Layout
-from etalumis.storage import Dataset, DatasetError
+from etalumis.storage import DatasetError
+
+Folders = str | Sequence[str]
+
+_SAMPLE = 4096  # traces from which a network takes the constants that standardise observations
+_MIXING = (8, 64)  # chunks whose minibatches are mixed: of random traces, and of one type each
 
 
-class EpochSampler(Sampler):
-    """The places (epoch, 0), (epoch, 1), … of one epoch; Lightning says which through :meth:`set_epoch`."""
+class Resumed(NamedTuple):
+    """Where training was gone on with.
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._epoch = 0
+    Attributes:
+        position: in the epoch.
+        world_size: the ranks there were.
+        before: minibatches of each of those ranks that the epoch had had.
+        minibatches: the same in minibatches of as many ranks as there are now.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self._epoch, step) for step in range(self._steps))
+    position: Position
+    world_size: int
+    before: int
+    minibatches: int
 
 
 class TracesDataModule(LightningDataModule):
-    """Training and validation minibatches.
+    """Training, validation and test minibatches.
 
     Minibatches are packed in loader processes, so that the training process only computes. Where a dataset keeps
     likelihoods instead of observed values, training draws fresh observation noise in every epoch, seeded by
     (seed, epoch, trace); validation noise is always the same.
 
+    Its state is the position in the epoch, counted from the optimiser's finished steps
+    (:class:`etalumis.callbacks.Position`), not from what loader processes have read ahead.
+
     Args:
-        train: folder of the dataset to train with.
-        valid: folder of another to validate with; None takes ``valid_fraction`` of each chunk of ``train`` away.
-        batch_size: traces to a minibatch at most.
+        train: folder of the dataset to train with, or several, whose address dictionaries are merged by name.
+        valid: folders to validate with; None takes ``valid_fraction`` of each chunk of ``train`` away.
+        batch_size: traces to a minibatch at most, on each rank.
         valid_fraction: see ``valid``; not used with it.
+        test_fraction: of each chunk of ``train`` that is neither trained nor validated with.
+        limit: train with so many of the traces only, or below 1 with such a share, chosen by seed.
+        weights: for each dataset of ``train`` the share of it that an epoch takes, chosen anew in each; None takes
+            all of all.
+        buckets: into how many groups by length to divide the traces; an iteration's minibatches are of one.
+        max_draws: controlled draws to a minibatch, exceeded by one trace at most; None does not count them.
+        mixing: storage chunks whose minibatches are mixed; None takes 8, or 64 where datasets are sorted by type.
         fresh_noise: draw new observation noise in every epoch.
         workers: loader processes; 0 reads in the training process, None takes one where there is a core for it.
         cache_mb: MiB of decoded storage chunks that each reading process keeps.
         seed: of split, order and noise.
 
+    Attributes:
+        rank, world_size: which rank of how many reads; the trainer's, once there is one.
+        position: how far training is.
+        resumed: where it was gone on with.
+
     Raises:
-        DatasetError: a folder holds no whole dataset, or the two come from different models.
+        DatasetError: a folder holds no whole dataset, or the datasets come from different models.
     """
 
     def __init__(
         self,
-        train: str,
-        valid: str | None = None,
+        train: Folders,
+        valid: Folders | None = None,
         batch_size: int = 256,
         valid_fraction: float = 0.05,
+        test_fraction: float = 0.0,
+        limit: int | float | None = None,
+        weights: Sequence[float] | None = None,
+        buckets: int = 1,
+        max_draws: int | None = None,
+        mixing: int | None = None,
         fresh_noise: bool = True,
         workers: int | None = None,
         cache_mb: float = 512.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.train_data = Dataset(train)
-        self.valid_data = self.train_data if valid is None else Dataset(valid)
+        self.train_data = Sources(_several(train))
+        self.valid_data = self.train_data if valid is None else Sources(_several(valid))
         if self.valid_data.name != self.train_data.name:
             raise DatasetError(
                 f"{train} holds traces of {self.train_data.name!r}, {valid} of {self.valid_data.name!r}; train and "
                 "validate with datasets of one simulator"
             )
         self.batch_size = batch_size
-        self.workers = int(_cores() > 1) if workers is None else workers
+        self.workers = int(cores() > 1) if workers is None else workers
         self._seed = seed
         self._fresh_noise = fresh_noise
         self._cache_mb = cache_mb
-        self._context = _quick_start() if self.workers else None
-        split = Split(seed, valid_fraction if valid is None else 0.0)
-        self.order = TrainingOrder(_rows(self.train_data, split, validate=False), batch_size, seed)
+        self._context = quick_start() if self.workers else None
+        split = Split(seed, valid_fraction if valid is None else 0.0, test_fraction)
+        rows = _rows(self.train_data, split, "train")
+        if not sum(map(len, rows)):
+            raise DatasetError(f"{train} leaves no traces to train with: lower valid_fraction, or simulate more")
+        if limit is not None:
+            rows = limited(rows, limit, seed)
+        by_type = self.train_data.by_type
+        self.order = TrainingOrder(
+            _stocks(self.train_data, rows, weights, buckets > 1 or max_draws is not None),
+            batch_size,
+            seed,
+            buckets=buckets,
+            max_draws=max_draws,
+            by_type=by_type,
+            mixing=mixing or _MIXING[by_type],
+        )
         if valid is None:
-            held_out = _rows(self.valid_data, split, validate=True)
+            held_out = _rows(self.valid_data, split, "valid")
         else:
             held_out = [np.arange(chunk.traces) for chunk in self.valid_data.chunks]
         self.valid_order = ValidationOrder(held_out, batch_size)
-        if not self.order.traces:
-            raise DatasetError(f"{train} leaves no traces to train with: lower valid_fraction, or simulate more")
+        self.test_order = ValidationOrder(_rows(self.train_data, split, "test"), batch_size)
+        self.rank, self.world_size = 0, 1
+        self.position = Position()
+        self.resumed = Resumed(self.position, 1, 0, 0)
+        self._minibatches = 0
+        settings = (batch_size, valid is None and valid_fraction, test_fraction, limit, weights, buckets, max_draws)
+        contents = [(chunk.crc32, chunk.traces) for chunk in self.train_data.chunks]
+        self._fingerprint = zlib.crc32(repr((settings, seed, mixing, by_type, contents)).encode())
 
     @property
     def model(self) -> str:
@@ -100,7 +145,9 @@ class TracesDataModule(LightningDataModule):
         return self.train_data.name
 
     def batches(self) -> Iterator[TraceBatch]:
-        """Every storage chunk of all datasets, for a network to learn its addresses from."""
+        """Every storage chunk of all datasets, for a network to learn its addresses from; before them traces drawn
+        from all over the training data, for its statistics."""
+        yield self.train_data.sample(_SAMPLE, self._seed)
         yield from self.train_data.batches()
         if self.valid_data is not self.train_data:
             yield from self.valid_data.batches()
@@ -109,44 +156,108 @@ class TracesDataModule(LightningDataModule):
         """Say which network minibatches are packed for; before any loader is made."""
         self._layout = layout
 
+    # --- ranks and position -----------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if self.trainer is not None:
+            self.deal_to(self.trainer.global_rank, self.trainer.world_size)
+
+    def deal_to(self, rank: int, world_size: int) -> None:
+        """Say which rank of how many reads; before any loader is made."""
+        self.rank, self.world_size = rank, world_size
+
+    @property
+    def epoch_length(self) -> int:
+        """Minibatches of this rank in a whole epoch."""
+        return len(self._sampler())
+
+    def finished(self, epoch: int, minibatches: int, last: bool) -> None:
+        """Note that the optimiser has made a step.
+
+        Args:
+            epoch: counted from 0.
+            minibatches: of this rank in this epoch that are over, with those before a resumption.
+            last: the epoch is over.
+        """
+        start, before = self.resumed.position, self.resumed.minibatches
+        if start.epoch != epoch:
+            start, before = Position(epoch), 0
+        self.position = Position(epoch + 1) if last else start.after(self.world_size, minibatches - before)
+        self._minibatches = 0 if last else minibatches
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position; equal on all ranks."""
+        now = {"minibatches": self._minibatches, "world_size": self.world_size, "data": self._fingerprint}
+        return self.position.to_json() | now
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a position, maybe with another number of ranks.
+
+        Raises:
+            DatasetError: it is within an epoch of other data, or of another order.
+        """
+        position = Position.from_json(state_dict)
+        if position.dealt and state_dict["data"] != self._fingerprint:
+            raise DatasetError(
+                f"the checkpoint stands in the middle of epoch {position.epoch + 1} of other data, or of the same in "
+                "another order: give the datasets, batch_size, fractions, buckets and seed that it was made with"
+            )
+        self.position = position
+        # Minibatches are counted from the end of the epoch, so that it is as long as all others.
+        done = self.epoch_length - len(Plan(self.order, self.world_size, self._seed, position)) if position.dealt else 0
+        self.resumed = Resumed(position, state_dict["world_size"], state_dict["minibatches"], done)
+        self._minibatches = done
+
+    # --- loaders ----------------------------------------------------------------------------------------------
+
     def train_dataloader(self) -> Loader:
-        reader = Reader(self.train_data, self._cache_mb)
-        data = Minibatches(reader, self.order.epoch, self._layout, self._seed, self._fresh_noise)
-        return self._loader(data, EpochSampler(len(self.order)))
+        data = Minibatches(Reader(self.train_data, self._cache_mb), self._layout, self._seed, self._fresh_noise)
+        return self._loader(data, self._sampler())
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        if not len(self.valid_order):
+        return self._fixed(self.valid_data, self.valid_order)
+
+    def test_dataloader(self) -> Loader | list[Loader]:
+        return self._fixed(self.train_data, self.test_order)
+
+    def _sampler(self) -> RankSampler:
+        return RankSampler(self.order, self._seed, self.rank, self.world_size, self.resumed.position)
+
+    def _fixed(self, sources: Sources, order: Order) -> Loader | list[Loader]:
+        """The same minibatches with the same noise whenever they are read."""
+        places = list(RankSampler(order, self._seed, self.rank, self.world_size))
+        if not places:
             return []
-        reader = Reader(self.valid_data, self._cache_mb)
         # Another seed than the training noise's: the same traces may be in both in other runs.
-        data = Minibatches(reader, self.valid_order.epoch, self._layout, ~self._seed, False)
-        return self._loader(data, [(0, step) for step in range(len(self.valid_order))])
+        data = Minibatches(Reader(sources, self._cache_mb), self._layout, ~self._seed, False)
+        return self._loader(data, places)
 
-    def _loader(self, data: Minibatches, places: Sequence[tuple[int, int]] | EpochSampler) -> Loader:
-        return Loader(
-            data,
-            batch_size=None,
-            sampler=places,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            prefetch_factor=4 if self.workers else None,
-            multiprocessing_context=self._context,
-            worker_init_fn=reading.ignore_interrupts if self.workers else None,
-            collate_fn=Parcel.wrap if self.workers else None,  # type: ignore[arg-type]  # gets no lists here
+    def _loader(self, data: Minibatches, places: Any) -> Loader:
+        return Loader.of(data, places, self.workers, self._context)
+
+
+def _several(folders: Folders) -> list[str]:
+    return [folders] if isinstance(folders, str) else list(folders)
+
+
+def _rows(sources: Sources, split: Split, side: Side) -> list[Rows]:
+    return [split.rows(number, chunk.traces, side) for number, chunk in enumerate(sources.chunks)]
+
+
+def _stocks(sources: Sources, rows: Sequence[Rows], weights: Sequence[float] | None, with_lengths: bool) -> list[Stock]:
+    """What of each chunk is trained with.
+
+    Raises:
+        ValueError: there is not one weight above 0, at most 1, for each dataset.
+    """
+    weights = [1.0] * len(sources.datasets) if weights is None else weights
+    if len(weights) != len(sources.datasets) or not all(0.0 < w <= 1.0 for w in weights):
+        raise ValueError(
+            f"weights={list(weights)}: give for each of the {len(sources.datasets)} datasets the share that an epoch "
+            "takes, above 0 and at most 1"
         )
-
-
-def _quick_start() -> Any:
-    """Loader processes are forked from one that has imported what they need, and has no threads."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([reading.__name__])
-    forkserver.ensure_running()
-    return context
-
-
-def _rows(dataset: Dataset, split: Split, validate: bool) -> list[Rows]:
-    return [split.rows(number, chunk.traces, validate) for number, chunk in enumerate(dataset.chunks)]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    lengths = [of_chunk[r] for of_chunk, r in zip(sources.lengths(), rows, strict=True)] if with_lengths else None
+    return [
+        Stock(r, lengths[k] if lengths else None, chunk.types == 1, weights[sources.dataset_of[k]])
+        for k, (chunk, r) in enumerate(zip(sources.chunks, rows, strict=True))
+    ]
