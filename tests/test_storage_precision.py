@@ -70,7 +70,7 @@ def test_a_sharp_likelihood_far_off_survives_storage(tmp_path: Path) -> None:
     ids=lambda d: f"{d.family}{d.shape}",
 )
 def test_wide_likelihoods_are_stored_small(distribution: Distribution) -> None:
-    assert {p.dtype for p in narrow(column(distribution, distribution), FLOAT32).parameters} == {FLOAT32}
+    assert {p.dtype for p in narrow(column(distribution, distribution), "float32").parameters} == {FLOAT32}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_wide_likelihoods_are_stored_small(distribution: Distribution) -> None:
 )
 def test_what_float32_would_spoil_stays_as_it_is(distribution: Distribution) -> None:
     before = column(distribution)
-    after = narrow(before, FLOAT32)
+    after = narrow(before, "float32")
     for p, q in zip(before.parameters, after.parameters, strict=True):
         np.testing.assert_array_equal(p, q)
         assert q.dtype == np.float64
@@ -119,7 +119,7 @@ def test_what_float32_would_spoil_stays_as_it_is(distribution: Distribution) -> 
 )
 def test_values_too(distribution: Distribution, value: object, small: bool) -> None:
     before = column(distribution, distribution, values=value)
-    after = narrow(before, FLOAT32)
+    after = narrow(before, "float32")
     assert after.values is not None
     assert (after.values.dtype == FLOAT32) is small
     np.testing.assert_allclose(after.log_likelihood(after.values), before.log_likelihood(value), atol=0.01)
@@ -129,6 +129,6 @@ def test_rows_are_judged_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last row decides wherever the pieces end, with a parameter that all rows share."""
     monkeypatch.setattr("etalumis.storage.precision._ELEMENTS", 150)
     plain = [Normal(VOXELS + k, 0.2) for k in range(6)]
-    kept = narrow(column(*plain, Normal(VOXELS + 12_345.678, 0.2)), FLOAT32)
+    kept = narrow(column(*plain, Normal(VOXELS + 12_345.678, 0.2)), "float32")
     assert kept.parameters[0].dtype == np.float64
-    assert narrow(column(*plain), FLOAT32).parameters[0].dtype == FLOAT32
+    assert narrow(column(*plain), "float32").parameters[0].dtype == FLOAT32

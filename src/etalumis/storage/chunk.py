@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etalumis.execution import AddressBook, TraceBatch
-from etalumis.storage.codec import Buffer, decode_arrays, encode_arrays, from_npy, npy
+from etalumis.storage.codec import COMPRESSIONS, LIMIT, Buffer, decode_arrays, encode_arrays, from_npy, npy, zstandard
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.index import TraceIndex
-from etalumis.storage.precision import narrow
+from etalumis.storage.precision import HALVES, narrow
 from etalumis.storage.tar import pack_span
 
 _ADDRESSES = "addresses.npy"
@@ -32,20 +32,31 @@ class Encoding:
     Attributes:
         observes: ``"parameters"`` keeps the parameters of each likelihood and drops values that were only drawn
             from it (readers draw fresh ones); ``"both"`` keeps them.
-        observe_dtype: type of likelihood parameters and values: ``"float64"``, or ``"float32"`` for columns whose
-            rounding the likelihood does not see (by :data:`.precision.TOLERANCE`), while others stay float64.
+        observe_dtype: type of likelihood parameters and values: ``"float64"``, ``"float32"``, ``"float16"`` or
+            ``"bfloat16"``, each only for columns whose rounding the likelihood does not see (by
+            :data:`.precision.TOLERANCE`), while others stay in the next wider one that does.
+        force_dtype: round to ``observe_dtype`` though the likelihood can tell.
         sparse_above: share of zeros from which an array is stored sparsely; 1 never does.
+        compression: ``"none"``, or ``"zstd"`` for members that it makes smaller.
     """
 
     observes: Literal["parameters", "both"] = "parameters"
-    observe_dtype: Literal["float32", "float64"] = "float32"
+    observe_dtype: Literal["float64", "float32", "float16", "bfloat16"] = "float32"
+    force_dtype: bool = False
     sparse_above: float = 0.5
+    compression: Literal["none", "zstd"] = "none"
 
     def __post_init__(self) -> None:
         if self.observes not in ("parameters", "both"):
             raise ValueError(f'encoding.observes is "parameters" or "both"; got {self.observes!r}')
-        if self.observe_dtype not in ("float32", "float64"):
-            raise ValueError(f'encoding.observe_dtype is "float32" or "float64"; got {self.observe_dtype!r}')
+        if self.observe_dtype not in ("float64", "float32", *HALVES):
+            raise ValueError(
+                f'encoding.observe_dtype is "float64", "float32", "float16" or "bfloat16"; got {self.observe_dtype!r}'
+            )
+        if self.compression not in COMPRESSIONS:
+            raise ValueError(f'encoding.compression is "none" or "zstd"; got {self.compression!r}')
+        if self.compression == "zstd":
+            zstandard()  # where it is missing that is said now
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,12 +113,12 @@ def encode(batch: TraceBatch, encoding: Encoding | None = None) -> dict[str, byt
     """Members of a batch whose ids are already as they shall be stored: JSON and .npy only."""
     encoding = encoding or Encoding()
     arrays, meta = trim(batch, encoding).to_arrays()
-    return encode_arrays(arrays, meta, encoding.sparse_above)
+    return encode_arrays(arrays, meta, encoding.sparse_above, encoding.compression)
 
 
-def decode(members: Mapping[str, Buffer], addresses: AddressBook) -> TraceBatch:
-    """The batch in a chunk's members, with ids of the dataset's dictionary."""
-    arrays, meta = decode_arrays(members)
+def decode(members: Mapping[str, Buffer], addresses: AddressBook, limit: int = LIMIT) -> TraceBatch:
+    """The batch in a chunk's members, with ids of the dataset's dictionary; its arrays may take ``limit`` bytes."""
+    arrays, meta = decode_arrays(members, limit)
     batch = TraceBatch.from_arrays(arrays, meta, addresses)
     if _ADDRESSES not in members:
         return batch
@@ -126,7 +137,7 @@ def encode_chunk(number: int, batch: TraceBatch, encoding: Encoding) -> EncodedC
         ids[identifier] = own.intern(*batch.addresses[identifier])
     batch = batch.remap(ids, own)
     arrays, meta = trim(batch, encoding).to_arrays()
-    members = encode_arrays(arrays, meta, encoding.sparse_above)
+    members = encode_arrays(arrays, meta, encoding.sparse_above, encoding.compression)
     return EncodedChunk(
         span=pack_span(chunk_key(number), members),
         addresses=own,
@@ -138,12 +149,11 @@ def encode_chunk(number: int, batch: TraceBatch, encoding: Encoding) -> EncodedC
 
 def trim(batch: TraceBatch, encoding: Encoding) -> TraceBatch:
     """The batch as it is kept: observes in the stored type, without values that can be drawn again."""
-    dtype = np.dtype(encoding.observe_dtype)
     columns = []
     for column in batch.observes:
         keep = column.observed or encoding.observes == "both"
         values = column.values if keep else None
-        columns.append(narrow(replace(column, values=values), dtype))
+        columns.append(narrow(replace(column, values=values), encoding.observe_dtype, encoding.force_dtype))
     return replace(batch, observes=tuple(columns))
 
 

@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from etalumis.storage.errors import DatasetError
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.manifest import ChunkEntry, Manifest, load_addresses, load_index, shard_name
 from etalumis.storage.tar import END_OF_ARCHIVE, unpack_span
+from etalumis.storage.verify import broken_rules
 
 
 class Dataset:
@@ -74,6 +76,25 @@ class Dataset:
         if len(batch) != chunk.traces:
             raise DatasetError(f"{path}, chunk {number}: {len(batch)} traces, the manifest says {chunk.traces}")
         return batch
+
+    def verify(self, number: int) -> None:
+        """Check all that can be known of storage chunk ``number``: its bytes, and that its traces are traces.
+
+        Raises:
+            DatasetError: naming the chunk and everything found wrong with it.
+        """
+        chunk = self.chunks[number]
+        batch = self.read(number)
+        start = self._starts[number]
+        wrong = list(broken_rules(batch, chunk, self.index[start : start + chunk.traces]))
+        if wrong:
+            path = self.directory / shard_name(chunk.shard)
+            raise DatasetError(f"{path}, chunk {number}: {'; '.join(wrong)}")
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The position of each chunk's first trace."""
+        return [0, *accumulate(chunk.traces for chunk in self.chunks)]
 
     def batches(self) -> Iterator[TraceBatch]:
         """All chunks in order."""

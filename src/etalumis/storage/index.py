@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,10 @@ class TraceIndex:
     def __len__(self) -> int:
         return len(self.type)
 
+    def __getitem__(self, rows: slice) -> TraceIndex:
+        """The index of some of the traces, with the same table of types."""
+        return replace(self, type=self.type[rows], length=self.length[rows], index=self.index[rows])
+
     @classmethod
     def of(cls, batch: TraceBatch) -> TraceIndex:
         """The index of a batch."""
@@ -54,9 +58,7 @@ class TraceIndex:
     @classmethod
     def concatenate(cls, parts: Sequence[TraceIndex]) -> TraceIndex:
         """One index over consecutive ones."""
-        types, first, rows = np.unique(
-            np.concatenate([p.types for p in parts]), return_index=True, return_inverse=True
-        )
+        types, first, rows = np.unique(np.concatenate([p.types for p in parts]), return_index=True, return_inverse=True)
         starts = np.cumsum([0, *(len(p.types) for p in parts)])
         rows = rows.reshape(-1).astype(np.int32)
         return cls(

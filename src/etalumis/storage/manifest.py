@@ -184,6 +184,25 @@ def complete(
     return manifest
 
 
+def finished(output: Path, origin: Origin) -> Manifest | None:
+    """The manifest in a folder where it holds exactly this dataset, None where it holds none.
+
+    Raises:
+        DatasetError: it holds another dataset.
+    """
+    if not (output / MANIFEST).exists():
+        return None
+    found = Manifest.load(output)
+    ours, theirs = json.loads(to_bytes(asdict(origin))), asdict(found.origin)
+    differing = [key for key in ours if ours[key] != theirs[key]]
+    if differing:
+        raise DatasetError(
+            f"{output} already holds a dataset made with other settings ({', '.join(differing)}); "
+            "choose another folder, or delete it first"
+        )
+    return found
+
+
 def load_addresses(directory: Path, crc32: int) -> AddressBook:
     """The address dictionary of a dataset, checked against the manifest's checksum."""
     return AddressBook.from_json(json.loads(_companion(directory / ADDRESSES, crc32)))

@@ -7,7 +7,7 @@ column is held against the likelihood's own spread, and where it is too large th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,27 +20,60 @@ from etalumis.execution import ObserveColumn
 # Largest rounding error in units of the likelihood's spread. A log density moves by this times z: in an image of
 # 25,000 voxels by about 0.01 in all, as roundings have either sign.
 TOLERANCE = 1e-4
+HALVES = ("float16", "bfloat16")
+_FEW = 64  # numbers below which a half of their bytes is not worth any rounding
 _ELEMENTS = 1 << 18  # numbers that are compared at once
 
 Array = NDArray[np.float64]
 
 
-def narrow(column: ObserveColumn, dtype: np.dtype[Any]) -> ObserveColumn:
-    """The column with parameters, and values, in ``dtype`` where that is harmless; else as they were."""
-    parameters, values = column.parameters, column.values
-    rounded = tuple(_cast(p, dtype) for p in parameters)
-    if _parameters_agree(column, rounded):
-        parameters = rounded
-    if values is not None:
-        rounded_values = _cast(values, dtype)
-        if _values_agree(column, values, rounded_values):
-            values = rounded_values
-    return replace(column, parameters=parameters, values=values)
+def narrow(column: ObserveColumn, precision: str, forced: bool = False) -> ObserveColumn:
+    """The column with parameters, and values, rounded where that is harmless; else as they were.
+
+    Args:
+        column: what is observed.
+        precision: ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"``. The last two have no place in
+            computations: numbers are rounded to them and stay float32, of which :mod:`.codec` then stores the half
+            that counts. Where they are too coarse, float32 is tried.
+        forced: round to ``precision`` though the likelihood can tell; what it can't hold at all still stays.
+    """
+    for step in (precision, *(("float32",) if precision in HALVES else ())):
+        parameters = tuple(_cast(p, step) for p in column.parameters)
+        if not (forced and _finite(column.parameters, parameters)) and not _parameters_agree(column, parameters):
+            continue
+        column = replace(column, parameters=parameters)
+        break
+    for step in (precision, *(("float32",) if precision in HALVES else ())):
+        if column.values is None:
+            break
+        values = _cast(column.values, step)
+        if (forced and _finite((column.values,), (values,))) or _values_agree(column, column.values, values):
+            return replace(column, values=values)
+    return column
 
 
-def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is found out
-        return array.astype(dtype, copy=False) if array.dtype.kind == "f" else array
+def to_half(array: NDArray[Any], name: str) -> NDArray[np.float32]:
+    """float32 numbers rounded to the nearest of a half precision, ties to even."""
+    if name == "float16":
+        return array.astype(np.float16).astype(np.float32)
+    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+    rounded = (bits + ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(array), np.float32(np.nan), rounded.view(np.float32)).astype(np.float32)
+
+
+def _cast(array: NDArray[Any], precision: str) -> NDArray[Any]:
+    if array.dtype.kind != "f":
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is found out
+        if precision not in HALVES:
+            return array.astype(precision, copy=False)
+        narrowed = array.astype(np.float32, copy=False)
+        return to_half(narrowed, precision) if array.size >= _FEW else narrowed
+
+
+def _finite(exact: Sequence[NDArray[Any]], rounded: Sequence[NDArray[Any]]) -> bool:
+    """Whether nothing finite became infinite."""
+    return all(bool((np.isfinite(r) | ~np.isfinite(e)).all()) for e, r in zip(exact, rounded, strict=True))
 
 
 def _parameters_agree(column: ObserveColumn, rounded: tuple[NDArray[Any], ...]) -> bool:
@@ -124,4 +157,4 @@ def _pieces(column: ObserveColumn) -> Iterator[list[Array]]:
 
 
 def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    return one.dtype == other.dtype or bool((one == other).all())
+    return one is other or bool((one == other).all())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,7 +75,7 @@ class Workshop:
         """The file of a run; it is there when it is complete."""
         return self.directory / f"run-{number:06d}.tar"
 
-    def divide(self, number: int) -> Sequence[bytes]:
+    def divide(self, number: int) -> list[bytes]:
         """Read run ``number`` and store its traces by group."""
         plan, sources = self.plan, self.sources
         places = sources.places[plan.runs[number] : plan.runs[number + 1]]
@@ -101,9 +100,9 @@ class Workshop:
             file.write(END_OF_ARCHIVE)
         write_atomically(self.run_path(number).with_suffix(".json"), to_bytes(table))
         part.replace(self.run_path(number))
-        return ()
+        return []
 
-    def assemble(self, task: Sequence[int]) -> Sequence[bytes]:
+    def assemble(self, task: tuple[int, int]) -> list[bytes]:
         """Encode the chunks of a group from a given one on.
 
         Args:

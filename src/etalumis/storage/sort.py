@@ -12,35 +12,35 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from etalumis.execution.pool import Loss, Pool
+from etalumis.execution.pool_worker import Desk
 from etalumis.storage.chunk import EncodedChunk, Encoding
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.manifest import (
-    ADDRESSES,
-    INDEX,
     JOURNAL,
-    MANIFEST,
     SORTING,
     ChunkEntry,
     Manifest,
     Origin,
+    complete,
+    finished,
     shard_name,
     to_bytes,
     write_atomically,
 )
 from etalumis.storage.merge import Sources
 from etalumis.storage.plan import Plan, make_plan
-from etalumis.storage.pool import in_order
 from etalumis.storage.ranks import Ranks
 from etalumis.storage.runs import Workshop
-from etalumis.storage.simulate import finished
 from etalumis.storage.tar import END_OF_ARCHIVE
 from etalumis.storage.writer import SHARD_BYTES
 
@@ -194,6 +194,15 @@ class _Sort:
         """This rank's among ``count`` tasks."""
         return range(self._ranks.rank, count, self._ranks.size)
 
+    def _do(self, work: Callable[[Any], list[bytes]], tasks: Sequence[Any]) -> Generator[list[bytes], None, None]:
+        """The results of tasks in order, by this rank's processes."""
+        workers = min(self._workers, len(tasks))
+        if workers < 1:
+            yield from map(work, tasks)
+            return
+        with Pool(partial(_Duty, work), workers) as pool:
+            yield from pool.run(tasks, recover=_give_up)
+
     def _divide(self, workshop: Workshop) -> None:
         plan, places = workshop.plan, workshop.sources.places
         starts = [places[first].position for first in plan.runs[:-1]] + [len(plan.rank)]
@@ -203,7 +212,7 @@ class _Sort:
         with self._progress("read", sum(sizes.values())) as report:
             done = sum(sizes[run] for run in todo) - sum(sizes[run] for run in left)
             report(done)
-            for run, _ in zip(left, in_order(workshop.divide, left, self._workers), strict=True):
+            for run, _ in zip(left, self._do(workshop.divide, left), strict=True):
                 done += sizes[run]
                 report(done)
 
@@ -215,7 +224,7 @@ class _Sort:
         with self._progress("write", total) as report:
             done = sum(shard.traces for shard in shards)
             report(done)
-            results = in_order(workshop.assemble, [list(task) for _, task in tasks], self._workers)
+            results = self._do(workshop.assemble, [task for _, task in tasks])
             for (shard, _), parts in zip(tasks, results, strict=True):
                 for header, content in zip(parts[::2], parts[1::2], strict=True):
                     done += shard.append(header, content)
@@ -231,26 +240,33 @@ class _Sort:
             for line in _Shard(self._output, self._directory, number, plan).lines:
                 entries.append(ChunkEntry(**line["chunk"]))
                 pieces.append(TraceIndex.from_text(line["index"]))
-        index = TraceIndex.concatenate(pieces)
-        addresses, content = to_bytes(workshop.addresses.to_json()), index.to_bytes()
-        manifest = Manifest(
-            origin=origin,
-            traces=len(index),
-            draws=sum(entry.draws for entry in entries),
-            controlled=sum(entry.controlled for entry in entries),
-            trace_types=len(index.types),
-            shortest=min(entry.shortest for entry in entries),
-            longest=max(entry.longest for entry in entries),
-            observes=workshop.sources.observes,
-            shards=tuple((self._output / shard_name(n)).stat().st_size for n in range(len(plan.shards) - 1)),
-            chunks=tuple(entries),
-            addresses_crc32=zlib.crc32(addresses),
-            index_crc32=zlib.crc32(content),
+        complete(
+            self._output,
+            origin,
+            entries,
+            len(plan.shards) - 1,
+            workshop.addresses,
+            TraceIndex.concatenate(pieces),
+            workshop.sources.observes,
         )
-        write_atomically(self._output / ADDRESSES, addresses)
-        write_atomically(self._output / INDEX, content)
-        write_atomically(self._output / MANIFEST, to_bytes(manifest.to_json()))
         shutil.rmtree(self._directory)
+
+
+class _Duty:
+    """What a worker does with each of its tasks."""
+
+    def __init__(self, work: Callable[[Any], list[bytes]]) -> None:
+        self._work = work
+
+    def __call__(self, task: Any, desk: Desk) -> list[bytes]:
+        return self._work(task)
+
+
+def _give_up(loss: Loss) -> NoReturn:
+    raise DatasetError(
+        f"a worker process {loss.reason}: memory ran out, or it was killed. What was finished is kept: run the same "
+        "command again to go on, with fewer workers if memory is short"
+    )
 
 
 class _Shard:
