@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,18 @@ def batch() -> TraceBatch:
     return traces(every_family, 60)
 
 
-@pytest.mark.parametrize("head", ["per_address", "shared", "film"])
-def test_round_trip(batch: TraceBatch, head: str, tmp_path: Path) -> None:
-    network = InferenceNetwork.for_batch({"core": {"hidden": 8}, "head": {"kind": head}}, batch, "sim")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"head": {"kind": head}} for head in ("per_address", "shared", "film")),
+        {"core": {"kind": "gru", "hidden": 8, "layers": 2}},
+        {"core": {"kind": "transformer", "hidden": 8, "heads": 2}},
+        {"proposals": {"Uniform": "histogram", "Beta": "spline"}, "bins": 7},
+    ],
+    ids=lambda s: "-".join(map(str, next(iter(s.values())).values())),
+)
+def test_round_trip(batch: TraceBatch, settings: dict[str, Any], tmp_path: Path) -> None:
+    network = InferenceNetwork.for_batch({"core": {"hidden": 8}, **settings}, batch, "sim")
     extra = {"epoch": 3, "note": "x", "losses": [1.0, 2.0], "weights": torch.ones(2)}
     checkpoint.save(tmp_path / "deep" / "network.pt", network, extra)
     loaded, found = checkpoint.load(tmp_path / "deep" / "network.pt", simulator="sim")
@@ -26,6 +36,7 @@ def test_round_trip(batch: TraceBatch, head: str, tmp_path: Path) -> None:
     assert found == extra
     assert loaded.simulator == "sim"
     assert loaded.layout.rows == network.layout.rows
+    assert loaded.layout.head_rows == network.layout.head_rows
     assert loaded.layout.observations == {"y": (), "pair": (2,)}
     assert not loaded.training
     packed = pack(batch, loaded.layout)

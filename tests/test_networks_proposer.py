@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 import etalumis as et
 from etalumis.distributions import Categorical, Normal, Poisson, Uniform
 from etalumis.execution import AddressBook, Answer, Request, Trace, TraceBatch, run_lockstep
-from etalumis.networks import InferenceNetwork, pack
+from etalumis.networks import InferenceNetwork, ProposalError, checkpoint, pack
 from etalumis.networks.proposer import NetworkProposer
+from etalumis.optim import RowAdam
+from etalumis.simulators.classics import gaussian, gaussian_posterior
 from network_models import SMALL, every_family, small, traces
 
 OBSERVED = {"y": 0.7, "pair": np.array([0.5, -0.2])}
@@ -42,9 +45,24 @@ def proposed(network: InferenceNetwork, model: et.Model, indices: Iterable[int],
     return sorted(runs, key=lambda trace: trace.index)
 
 
-@pytest.mark.parametrize("head", ["per_address", "shared", "film"])
-def test_proposals_in_lockstep_have_the_log_q_of_the_loss(head: str) -> None:
-    network = small(traces(every_family, 300), head={"kind": head, "hidden": 8})
+TRANSFORMER = {"kind": "transformer", "hidden": 8, "heads": 2}
+CONTINUOUS = ("Normal", "Uniform", "Beta", "Exponential", "Gamma", "LogNormal", "Weibull", "TruncatedNormal", "Mixture")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"head": {"kind": head, "hidden": 8}} for head in ("per_address", "shared", "film")),
+        {"core": {"kind": "gru", "hidden": 6, "layers": 2}},
+        {"core": TRANSFORMER},
+        {"core": {**TRANSFORMER, "observation": "added", "layers": 1}},
+        {"proposals": {"Uniform": "histogram", "Normal": "spline"}, "bins": 12, "segments": 5},
+        {"proposals": dict.fromkeys(CONTINUOUS, "spline"), "segments": 5},
+    ],
+    ids=lambda s: "-".join(map(str, next(iter(s.values())).values()))[:40],
+)
+def test_proposals_in_lockstep_have_the_log_q_of_the_loss(settings: dict[str, Any]) -> None:
+    network = small(traces(every_family, 300), **settings)
     model = et.Model(every_family)
     executed = proposed(network, model, range(60))
     batch = TraceBatch.from_traces(executed, model.addresses)
@@ -88,9 +106,59 @@ def test_given_values_keep_and_have_the_log_q_of_the_loss() -> None:
             assert trace.log_proposals[draw] == pytest.approx(expected[place, step], abs=1e-9)
 
 
-def test_proposals_do_not_depend_on_the_batch_size() -> None:
-    network = small(traces(every_family, 300))
-    one, many = (proposed(network, et.Model(every_family), range(30), batch_size=size) for size in (1, 13))
+def test_given_values_out_of_reach_are_errors_that_name_the_address() -> None:
+    def model() -> None:
+        et.sample(Uniform(0.0, 1.0), name="a", address="a")
+        et.sample(Uniform(0.0, 1.0), name="b", address="b")
+        et.observe(Normal(0.0, 1.0), name="y")
+
+    class Outside(Evaluating):
+        def propose(self, requests: Sequence[Request], addresses: AddressBook) -> Sequence[Answer]:
+            values = (1.5 if addresses[r.address].base == "b" and r.slot == 3 else 0.5 for r in requests)
+            return self.inner.propose([r._replace(value=v) for r, v in zip(requests, values, strict=True)], addresses)
+
+    network = small(traces(model, 20))
+    with pytest.raises(ProposalError, match=r"can't reach the value 1\.5 of a Uniform at address .*b"):
+        list(run_lockstep(et.Model(model), Outside(network.proposer()), {"y": 0.0}, range(8)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"core": {"kind": "gru", "hidden": 16}},
+        {"core": {"kind": "transformer", "hidden": 16, "heads": 2}},
+        {"core": {"kind": "gru", "hidden": 16}, "proposals": {"Normal": "spline"}},
+    ],
+    ids=["gru", "transformer", "spline"],
+)
+def test_posterior_of_a_gaussian_through_a_trained_checkpoint(settings: dict[str, Any], tmp_path: Path) -> None:
+    batch = traces(gaussian, 600)
+    network = InferenceNetwork.for_batch(
+        {**SMALL, **settings, "head": {"kind": "shared", "hidden": 16}}, batch, "gaussian"
+    )
+    optimizer, losses = RowAdam(network, lr=0.02), []
+    for step in range(100):
+        optimizer.zero_grad()
+        loss, _ = network.loss(pack(batch, network.layout, epoch=step))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-20:]) < losses[0] - 0.5
+    checkpoint.save(tmp_path / "network.pt", network)
+    observed = {"obs0": 2.0, "obs1": 3.0}
+    engine = et.IC(tmp_path / "network.pt")
+    post = et.posterior(et.Model(gaussian), observed, engine, num_traces=3000, seed=2)
+    mean, stddev = gaussian_posterior(2.0, 3.0)
+    assert post.ess > 0.5 * 3000  # the prior alone gives a fifth
+    error = stddev / math.sqrt(post.ess)
+    assert abs(post.mean("mu") - mean) < 5.0 * error
+    assert post.std("mu") == pytest.approx(stddev, abs=5.0 * error)
+
+
+@pytest.mark.parametrize("core", [{"kind": "lstm", "hidden": 7}, TRANSFORMER], ids=["lstm", "transformer"])
+def test_proposals_do_not_depend_on_the_batch_size(core: dict[str, Any]) -> None:
+    network = small(traces(every_family, 300), core=core)
+    one, many = (proposed(network, et.Model(every_family), range(20), batch_size=size) for size in (1, 13))
     for a, b in zip(one, many, strict=True):
         assert [str(v) for v in a.names] == [str(v) for v in b.names]
         for draw in controlled(a):

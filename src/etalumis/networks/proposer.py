@@ -13,7 +13,8 @@ from torch import Tensor
 
 from etalumis.distributions import Distribution
 from etalumis.execution import Address, AddressBook, Answer, Request
-from etalumis.networks.columns import Frame, categories, category_columns, log_prior_columns
+from etalumis.networks.columns import Frame, UnreachableError, categories, category_columns, log_prior_columns
+from etalumis.networks.errors import ProposalError
 from etalumis.networks.layout import CATEGORICAL, UNKNOWN, Known
 from etalumis.networks.packing import DrawGroup, address_columns, group_draws
 
@@ -194,7 +195,11 @@ class NetworkProposer:
         entries: NDArray[np.int64],
         states: Tensor,
     ) -> tuple[DrawGroup, list[Any], Tensor]:
-        """Draws of one head: the group with their columns, the values, and log q."""
+        """Draws of one head: the group with their columns, the values, and log q.
+
+        Raises:
+            ProposalError: where a given value is out of the proposal's reach.
+        """
         parts = _by_family([requests[m].distribution for m in members])
         priors = _assemble(len(members), {key: part.prior() for key, part in parts.items()}, parts)
         group = group_draws(head, np.array(members), entries[list(members)], self._known, {}).to(self._device)
@@ -210,7 +215,15 @@ class NetworkProposer:
         for place, member in enumerate(members):
             if requests[member].value is not None:
                 values[place] = requests[member].value
-        columns = {key: part.columns(values[part.places]) for key, part in parts.items()}
+        columns = {}
+        for key, part in parts.items():
+            try:
+                columns[key] = part.columns(values[part.places])
+            except UnreachableError as error:
+                known = self._known[int(entries[members[part.places[error.draw]]])]
+                assert known is not None
+                address = self._network.layout.rows[known.row].address
+                raise ProposalError(f"{error} at address {address}") from None
         group = replace(group, columns=self._tensors(_assemble(len(members), columns, parts)))
         log_q = answer.log_q(output, group.columns)
         casts = [requests[m].distribution.cast(v) for m, v in zip(members, values.tolist(), strict=True)]
