@@ -118,8 +118,8 @@ class FilmHead(Head):
         x = self.layer1(states)
         hidden = torch.relu(x + x * scale.index_select(0, member) + shift.index_select(0, member))
         low = batched_linear(hidden, down.view(len(rows), self.hidden, _RANK), group.groups)
-        update = batched_linear(low, up.view(len(rows), _RANK, self.outputs), group.groups)
-        return update + self.layer2(hidden)
+        shared: Tensor = self.layer2(hidden)
+        return shared + batched_linear(low, up.view(len(rows), _RANK, self.outputs), group.groups)
 
 
 def _film_row(parts: tuple[int, int, int, int], row: Tensor, generator: torch.Generator) -> None:

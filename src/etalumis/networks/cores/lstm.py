@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -46,10 +45,12 @@ class LSTM(Core):
 
     def forward(self, tokens: Tensor, static: Tensor, batch_sizes: Sequence[int]) -> Tensor:
         static = static + self.bias
+        device = tokens.device.type
+        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.bias.dtype
         for layer, weight in enumerate(self.recurrent):
             if layer:
                 tokens, static = self.linear(layer, tokens), None  # type: ignore[assignment]
-            tokens = _LSTMLayer.apply(tokens, static, weight, tuple(batch_sizes))  # type: ignore[no-untyped-call]
+            tokens = _LSTMLayer.apply(tokens, static, weight, tuple(batch_sizes), compute)  # type: ignore[no-untyped-call]
         return tokens
 
     def linear(self, layer: int, below: Tensor) -> Tensor:
@@ -94,18 +95,25 @@ class _LSTMState(State):
 
 
 def _cell(gates: Tensor, c: Tensor, new_c: Tensor, new_h: Tensor) -> Tensor:
-    """One step from pre-activations (n, 4H) and the old cell (n, H) into ``new_c`` and ``new_h``; returns ``new_c``.
+    """One step from pre-activations (n, 4H) and the old cell (n, H) into ``new_c`` and ``new_h``.
 
-    ``gates`` become activations in place.
+    ``gates`` become activations in place. Returns tanh of the new cell.
     """
     size = c.shape[1]
-    gates[:, : 2 * size].sigmoid_()
-    gates[:, 2 * size : 3 * size].tanh_()
-    gates[:, 3 * size :].sigmoid_()
     i, f, g, o = gates.chunk(4, 1)
+    if gates.is_cpu:
+        # tanh x = 2 σ(2x) − 1: here torch's sigmoid takes a sixth of its tanh, and all gates are one pass.
+        g.mul_(2.0)
+        gates.sigmoid_()
+        g.mul_(2.0).sub_(1.0)
+    else:
+        gates[:, : 2 * size].sigmoid_()
+        g.tanh_()
+        o.sigmoid_()
     torch.mul(f, c, out=new_c).addcmul_(i, g)
-    torch.tanh(new_c, out=new_h).mul_(o)
-    return new_c
+    tanh_c = torch.sigmoid(2.0 * new_c).mul_(2.0).sub_(1.0) if gates.is_cpu else torch.tanh(new_c)
+    torch.mul(o, tanh_c, out=new_h)
+    return tanh_c
 
 
 class _LSTMLayer(torch.autograd.Function):
@@ -113,71 +121,94 @@ class _LSTMLayer(torch.autograd.Function):
 
     Written out because a packed ``nn.LSTM`` spends its time on shrinking batches, and automatic differentiation of
     single steps on bookkeeping: here every step is one matrix product each way, and the weight's gradient one
-    product over all steps. Always in the precision of the recurrent weight.
+    product over all steps. Products are in the precision ``compute``, everything else in that of the weight.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, static: Tensor | None, weight: Tensor, batch_sizes: tuple[int, ...]
+        ctx: Any,
+        tokens: Tensor,
+        static: Tensor | None,
+        weight: Tensor,
+        batch_sizes: tuple[int, ...],
+        compute: torch.dtype,
     ) -> Tensor:
-        size = weight.shape[0]
-        with torch.autocast(weight.device.type, enabled=False):
-            gates = tokens.to(weight.dtype, copy=True)
-            hidden = gates.new_empty((len(gates), size))
-            cells = torch.empty_like(hidden)
-            c = gates.new_zeros((batch_sizes[0] if batch_sizes else 0, size))
-            last = start = 0
-            for count in batch_sizes:
-                here = slice(start, start + count)
-                step = gates[here]
-                if static is not None:
-                    step += static[:count]
-                if start:
-                    step.addmm_(hidden[last : last + count], weight)
-                c = _cell(step, c[:count], cells[here], hidden[here])
-                last, start = start, start + count
-        ctx.save_for_backward(gates, hidden, cells, weight)
-        ctx.batch_sizes, ctx.tokens_dtype = batch_sizes, tokens.dtype
+        draws, size, dtype = len(tokens), weight.shape[0], weight.dtype
         ctx.static = None if static is None else (static.shape, static.dtype)
+        with torch.autocast(weight.device.type, enabled=False):
+            factor = weight.to(compute)
+            added = None if static is None else static.to(dtype)
+            gates = weight.new_empty((draws, 4 * size))
+            hidden, cells, tanh_cells = weight.new_empty((3, draws, size)).unbind(0)
+            blocks = (x.split(batch_sizes) for x in (tokens, gates, hidden, cells, tanh_cells))
+            h = c = weight.new_zeros((batch_sizes[0] if batch_sizes else 0, size))
+            for step, (count, token, gate, new_h, new_c, tanh_c) in enumerate(zip(batch_sizes, *blocks, strict=True)):
+                if added is None:
+                    gate.copy_(token)
+                else:
+                    torch.add(token, added[:count], out=gate)
+                if step:
+                    _add_product(gate, h[:count], factor)
+                tanh_c.copy_(_cell(gate, c[:count], new_c, new_h))
+                h, c = new_h, new_c
+        ctx.save_for_backward(gates, hidden, cells, tanh_cells, factor)
+        ctx.batch_sizes, ctx.tokens_dtype = batch_sizes, tokens.dtype
         return hidden
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gates, hidden, cells, weight = ctx.saved_tensors
-        sizes = ctx.batch_sizes
-        with torch.autocast(weight.device.type, enabled=False):
-            dh = upstream.to(weight.dtype, copy=True)
+        gates, hidden, cells, tanh_cells, factor = ctx.saved_tensors
+        sizes, dtype = ctx.batch_sizes, gates.dtype
+        with torch.autocast(gates.device.type, enabled=False):
+            dh = upstream.to(dtype, copy=True)
             d_gates = torch.empty_like(gates)
             d_static = None if ctx.static is None else gates.new_zeros(ctx.static[0])
-            before = torch.zeros_like(hidden)  # h of the step before, beside each step
-            transposed = weight.t()
-            tanh_c = cells.tanh()
-            ends = list(accumulate(sizes))
-            d_cell = gates.new_empty((0, weight.shape[0]))
+            transposed = factor.t()
+            before, after = cells.split(sizes), dh.split(sizes)
+            blocks = [x.split(sizes) for x in (dh, gates, d_gates, tanh_cells)]
+            d_cell = gates.new_empty((0, factor.shape[0]))
             for step in range(len(sizes) - 1, -1, -1):
-                end, count = ends[step], sizes[step]
-                here, last = slice(end - count, end), ends[step - 1] - sizes[step - 1] if step else 0
-                i, f, g, o = gates[here].chunk(4, 1)
-                d_i, d_f, d_g, d_o = d_gates[here].chunk(4, 1)
-                d_sigmoid(dh[here] * tanh_c[here], o, grad_input=d_o)
+                dh_t, gate, d_gate, tanh_c = (block[step] for block in blocks)
+                i, f, g, o = gate.chunk(4, 1)
+                d_i, d_f, d_g, d_o = d_gate.chunk(4, 1)
+                d_sigmoid(dh_t * tanh_c, o, grad_input=d_o)
                 later = d_cell
-                d_cell = d_tanh(dh[here].mul_(o), tanh_c[here])
+                d_cell = d_tanh(dh_t.mul_(o), tanh_c)
                 d_cell[: len(later)] += later
                 d_sigmoid(d_cell * g, i, grad_input=d_i)
                 d_tanh(d_cell * i, g, grad_input=d_g)
                 if step:
-                    d_sigmoid(d_cell * cells[last : last + count], f, grad_input=d_f)
-                    before[here] = hidden[last : last + count]
-                    dh[last : last + count].addmm_(d_gates[here], transposed)
+                    count = sizes[step]
+                    d_sigmoid(d_cell * before[step - 1][:count], f, grad_input=d_f)
+                    _add_product(after[step - 1][:count], d_gate, transposed)
                     d_cell.mul_(f)
                 else:
                     d_f.zero_()
                 if d_static is not None:
-                    d_static[:count] += d_gates[here]
-            d_weight = before.t() @ d_gates if ctx.needs_input_grad[2] else None
+                    d_static[: sizes[step]] += d_gate
+            d_weight = _weight_gradient(hidden, d_gates, sizes, factor) if ctx.needs_input_grad[2] else None
         return (
             d_gates.to(ctx.tokens_dtype),
             None if d_static is None else d_static.to(ctx.static[1]),
             d_weight,
             None,
+            None,
         )
+
+
+def _add_product(y: Tensor, x: Tensor, w: Tensor) -> None:
+    """y += x @ w in the precision of w."""
+    if w.dtype == y.dtype:
+        y.addmm_(x, w)
+    else:
+        y += torch.mm(x.to(w.dtype), w)
+
+
+def _weight_gradient(hidden: Tensor, d_gates: Tensor, sizes: tuple[int, ...], like: Tensor) -> Tensor:
+    """Σ over steps of (h of the step before)ᵀ (gradient of the step's gates): one product; the first step has none."""
+    before = [h[:count] for h, count in zip(hidden.split(sizes), sizes[1:], strict=False)]
+    if not before:
+        return torch.zeros_like(like, dtype=hidden.dtype)
+    even = sizes[0] == sizes[-1]
+    h = hidden[: len(hidden) - sizes[-1]] if even else torch.cat(before)
+    return torch.mm(h.to(like.dtype).t(), d_gates[sizes[0] :].to(like.dtype)).to(hidden.dtype)
