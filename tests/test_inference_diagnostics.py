@@ -127,3 +127,11 @@ def test_extreme_log_weights_do_not_overflow() -> None:
 def test_threshold() -> None:
     assert diagnostics.pareto_k_threshold(100) == pytest.approx(0.5)
     assert diagnostics.pareto_k_threshold(10**6) == 0.7
+
+
+def test_pareto_k_of_weights_equal_up_to_rounding_and_of_tied_ones() -> None:
+    noise = np.random.default_rng(0)
+    assert diagnostics.pareto_k(-3.0 + 1e-13 * noise.standard_normal(400)) == -math.inf
+    for distinct in range(2, 30):
+        tied = np.log(noise.integers(1, distinct + 1, 500).astype(float))
+        assert diagnostics.pareto_k(tied) < 0.7

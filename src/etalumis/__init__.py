@@ -26,13 +26,15 @@ from etalumis.execution import (
 )
 
 if TYPE_CHECKING:
-    from etalumis.inference import IC, LMH, RMH, ImportanceSampling, Posterior, posterior, posteriors, prior
+    from etalumis.inference import IC, LMH, RMH, ImportanceSampling, Posterior, calibrate, posterior, posteriors, prior
     from etalumis.ppx.remote import RemoteModel
     from etalumis.ppx.serve import serve
 
 __version__ = "0.1.0"
 
-_INFERENCE = frozenset({"IC", "LMH", "RMH", "ImportanceSampling", "Posterior", "posterior", "posteriors", "prior"})
+_INFERENCE = frozenset(
+    {"IC", "LMH", "RMH", "ImportanceSampling", "Posterior", "posterior", "posteriors", "prior", "calibrate"}
+)
 _PPX = {"RemoteModel": "remote", "serve": "serve"}
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "RemoteModel",
     "Trace",
     "TraceBatch",
+    "calibrate",
     "factor",
     "observe",
     "posterior",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from etalumis.distributions import Stream
 from etalumis.execution import Observations, Prior, Simulator
+from etalumis.inference.calibration import named_numbers, observed_values
 from etalumis.report import Event
 
 
@@ -28,20 +28,14 @@ def simulate_event(model: Simulator, seed: int = 0, index: int = 0) -> Event:
         ValueError: the execution observes nothing under a name.
     """
     trace = model.execute(Prior(), Observations(), Stream(seed), index)
-    observed: dict[str, Any] = {}
-    for statement in trace.observes:
-        if statement.name:
-            observed.setdefault(statement.name, []).append(statement.value)
+    observed = observed_values(trace)
     if not observed:
         raise ValueError(f"trace {index} of {model.name!r} observes nothing under a name: there is nothing to infer")
     observe = {
-        name: np.asarray(values[0]) if len(values) == 1 else [np.asarray(value) for value in values]
+        name: [np.asarray(value) for value in values] if isinstance(values, list) else np.asarray(values)
         for name, values in observed.items()
     }
-    pairs = [(name, value) for name, value in zip(trace.names, trace.values, strict=True) if name]
-    pairs += [(tag.name, tag.value) for tag in trace.tags if tag.name]
-    times = Counter(name for name, _ in pairs)
-    truth = {n: float(v) for n, v in pairs if times[n] == 1 and np.ndim(v) == 0 and isinstance(v, (int, float))}
+    truth = named_numbers(trace)
     labels = getattr(getattr(model, "function", None), "labels", {})
     return Event(observe, truth, {name: tuple(names) for name, names in labels.items() if name in truth})
 

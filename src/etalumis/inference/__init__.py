@@ -1,6 +1,7 @@
 """Inference engines, the posterior they return, and how far to trust it. Networks are imported only by IC."""
 
 from etalumis.inference.api import posterior, posteriors, prior
+from etalumis.inference.calibration import Calibration, calibrate
 from etalumis.inference.compilation import IC
 from etalumis.inference.engine import Engine
 from etalumis.inference.errors import InferenceError
@@ -12,10 +13,12 @@ __all__ = [
     "IC",
     "LMH",
     "RMH",
+    "Calibration",
     "Engine",
     "ImportanceSampling",
     "InferenceError",
     "Posterior",
+    "calibrate",
     "posterior",
     "posteriors",
     "prior",

@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 _SHORTEST_CHAIN = 4
 # A generalised Pareto distribution needs at least this many points.
 _SHORTEST_TAIL = 5
+_ROUNDING = 1e-9  # relative differences of weights that sums of log densities leave by rounding
 
 
 # --- chains -------------------------------------------------------------------------------------------------------
@@ -224,8 +225,8 @@ def _tail_index(log_weights: Array, num_traces: int | None) -> float:
     largest = ranked[-1]
     exceedances = np.exp(ranked[first:] - largest) - math.exp(cutoff - largest)
     exceedances = exceedances[exceedances > 0.0]
-    if len(exceedances) < _SHORTEST_TAIL:  # differences below the rounding of doubles: a flat tail
-        return -math.inf
+    if len(exceedances) < _SHORTEST_TAIL or exceedances[-1] < _ROUNDING:
+        return -math.inf  # all but equal: a flat tail
     return _fit_pareto(exceedances)
 
 
@@ -235,6 +236,7 @@ def _fit_pareto(ranked: Array) -> float:
     grid = 30 + int(math.sqrt(count))
     quartile = ranked[int(count / 4 + 0.5) - 1]
     theta = 1.0 / ranked[-1] + (1.0 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3.0 * quartile)
+    theta = theta[theta != 0.0]  # met where a discrete model's weights are tied
     shapes = np.log1p(-theta[:, None] * ranked).mean(axis=1)
     profile = count * (np.log(-theta / shapes) - shapes - 1.0)
     weights = np.exp(profile - profile.max())
