@@ -75,6 +75,11 @@ def run(verb: str, words: Sequence[str]) -> None:
         print(verb_help(verb, words), end="")
         return
     options, overrides = split_options(words)
+    if verb == "train" and wants_search(options, overrides):
+        from etalumis.lit_models.search import search
+
+        print(search(overrides, options.get("--config-dir")))
+        return
     config = compose(verb, overrides, options.get("--config-dir"))
     if "--cfg" in options:
         from omegaconf import OmegaConf
@@ -85,7 +90,7 @@ def run(verb: str, words: Sequence[str]) -> None:
 
 
 def split_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The options ``--cfg`` and ``--config-dir DIR``, and the overrides.
+    """The options ``--cfg``, ``--multirun`` and ``--config-dir DIR``, and the overrides.
 
     Raises:
         ValueError: an unknown option, or one without its value.
@@ -98,7 +103,7 @@ def split_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             continue  # read by wants_traceback; a group has the same name in `train`
         if not word.startswith("-"):
             overrides.append(word)
-        elif word == "--cfg":
+        elif word in ("--cfg", "--multirun"):
             options[word] = ""
         elif word == "--config-dir":
             options[word] = next(rest, "")
@@ -107,6 +112,11 @@ def split_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     if options.get("--config-dir") == "":
         raise ValueError("--config-dir needs a folder")
     return options, overrides
+
+
+def wants_search(options: Mapping[str, str], overrides: Sequence[str]) -> bool:
+    """Whether many trainings are asked for."""
+    return "--multirun" in options or any(word.startswith("search=") for word in overrides)
 
 
 def overview() -> str:

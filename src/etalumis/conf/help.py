@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from etalumis.conf.compose import PACKAGE, compose
 
-_SETTING = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?: (?P<value>[^#]*?))?\s*(?:# (?P<comment>.*))?$")
+_SETTING = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#]*?))?\s*(?:# (?P<comment>.*))?$")
 _GROUP = re.compile(r"^  - (?:override )?/?(?P<group>\w+)(?:@\w+)?: (?P<choice>[^ #]+)(?: # (?P<comment>.*))?$")
 _EXAMPLES = "examples:"
 _WIDEST = 40
+_MULTIRUN = "  etalumis train ... --multirun K=A,B   train with every combination of such values, as a search"
 
 
 class Setting(NamedTuple):
@@ -56,6 +57,7 @@ def verb_help(verb: str, overrides: Sequence[str] = ()) -> str:
         "",
         f"etalumis {verb} GROUP=CHOICE --help shows the settings of another choice.",
         "Any key can be changed, nested ones with dots, new ones with a plus sign in front (Hydra overrides).",
+        *([_MULTIRUN] if verb == "train" else []),
         f"  etalumis {verb} ... --cfg              print all settings and stop",
         f"  etalumis {verb} ... --config-dir DIR   choices of your own: DIR/GROUP/CHOICE.yaml",
         "  HYDRA_FULL_ERROR=1 or debug=true       show the traceback of errors",

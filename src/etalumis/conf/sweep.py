@@ -1,0 +1,100 @@
+"""From the settings of a search to those of its points: Hydra's grammar of sweeps, ``KEY=A,B,C``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from etalumis.conf.build import ConfigError
+from etalumis.conf.compose import compose, plain
+
+_OWN = ("search", "output", "time_limit")  # settings of the search itself, not of its points
+_MOST = 10_000
+
+
+class Point(NamedTuple):
+    """One training of a search.
+
+    Attributes:
+        name: of its folder; tells its values.
+        values: of the swept settings.
+        overrides: all that it is trained with, but the output folder.
+    """
+
+    name: str
+    values: dict[str, Any]
+    overrides: tuple[str, ...]
+
+
+class Search(NamedTuple):
+    """A search and its points; ``config`` is that of a training, with ``search`` as its YAML file describes."""
+
+    config: dict[str, Any]
+    points: tuple[Point, ...]
+
+
+def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> Search:
+    """The points of a search.
+
+    Args:
+        overrides: Hydra's; those with several values are swept, beside or in place of the preset's.
+        config_dir: folder with config groups of the user's own.
+
+    Raises:
+        ConfigError: nothing to sweep, or a setting that a search does not take.
+        HydraException, OmegaConfBaseException: an unknown key or choice, a value that can't be read.
+    """
+    chosen = any(word.startswith("search=") for word in overrides)
+    given = list(overrides) if chosen else [*overrides, "search=custom"]
+    parsed = OverridesParser.create().parse_overrides(given)
+    own = [str(o.input_line) for o in parsed if _root(o) in _OWN]
+    for override in parsed:
+        if override.key_or_group in ("resume", "tune"):
+            raise ConfigError(f"a search goes on by itself and does not tune: leave {override.input_line} out")
+    known = {override.key_or_group for override in parsed}
+    preset = compose("train", own, config_dir)["search"]
+    added = [f"{key}={value}" for key, value in {**preset.fixed, **preset.sweep}.items() if key not in known]
+    words = [*added, *(str(o.input_line) for o in parsed if _root(o) not in _OWN)]
+    rest = OverridesParser.create().parse_overrides(words)
+    swept = [o.get_key_element() for o in rest if o.is_sweep_override()]
+    if not swept:
+        raise ConfigError("nothing to search: give settings several values, as optimizer.lr=1e-3,1e-2")
+    points = []
+    for combination in BasicSweeper.split_arguments(rest, None)[0]:
+        values = dict(word.split("=", 1) for word in combination)
+        points.append(_point({key: values[key] for key in swept}, combination, own, config_dir))
+    if len({point.name for point in points}) != len(points) or len(points) > _MOST:
+        raise ConfigError(f"a search has points that differ, at most {_MOST}; these are {len(points)}")
+    return Search(plain(compose("train", [*own, *points[0].overrides], config_dir)), tuple(points))
+
+
+def _point(swept: Mapping[str, str], words: Sequence[str], own: Sequence[str], config_dir: Any) -> Point:
+    """A point, its settings checked, with as many iterations as its traces take."""
+    short = {key: key.lstrip("+").rpartition(".")[2] for key in swept}
+    clear = len(set(short.values())) == len(short)
+    name = "_".join(f"{short[key] if clear else key.lstrip('+')}={value}" for key, value in swept.items())
+    config = plain(compose("train", [*own, *words], config_dir))
+    words = list(words)
+    traces = config["search"]["num_traces"]
+    if traces is not None:
+        size = config["minibatch"] or config["data"]["batch_size"] * config["trainer"]["accumulate_grad_batches"]
+        words += ["trainer.max_epochs=-1", f"trainer.max_steps={max(1, round(traces / size))}"]
+    values = {key.lstrip("+"): _value(config, key.lstrip("+"), value) for key, value in swept.items()}
+    return Point(name.replace("/", "-"), values, tuple(words))
+
+
+def _value(config: Mapping[str, Any], key: str, text: str) -> Any:
+    """What a key has become; the choice itself for a group."""
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return text if found is None or isinstance(found, Mapping) else found
+
+
+def _root(override: Override) -> str:
+    return override.key_or_group.split(".")[0]
