@@ -226,7 +226,7 @@ def test_unknown_key(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["simulate", "num_traces=1e4", "output=x"], r"num_traces=10000\.0 must be a whole number"),
         (["simulate", "num_traces=null", "output=x"], "num_traces must be given"),
         (["simulate", "seed=true", "output=x"], "seed=True must be a whole number"),
-        (["simulate", "shard_mb=abc", "output=x"], "shard_mb=abc must be a number"),
+        (["simulate", "max_failures=abc", "output=x"], "max_failures=abc must be a number"),
         (["event", "simulator=gaussian", "output=ev.json"], "ev.json would not be read as one; name it ev.npz"),
         (["event", "index=first"], "index=first must be a whole number"),
         (["infer", "output=x", "num_traces=abc", "observe.obs0=1.0"], "num_traces=abc must be a whole number"),

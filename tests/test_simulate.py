@@ -14,9 +14,12 @@ import pytest
 import etalumis as et
 from etalumis.distributions import Normal
 from etalumis.execution import run
+from etalumis.execution.pool import Pool
+from etalumis.execution.pool_worker import PoolError
 from etalumis.simulators.classics import HiddenMarkov, marsaglia
 from etalumis.storage import Dataset, DatasetError, Encoding, Origin, SimulationError, simulate
-from etalumis.storage.simulate import _Pool
+from etalumis.storage.failures import FailurePolicy
+from etalumis.storage.worker import ChunkRunner, ChunkTask, Made
 
 # Worker processes import this file by name.
 pytestmark = pytest.mark.timeout(60)
@@ -71,7 +74,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(path: Path, workers: int = 2, **changes: object) -> et.storage.Manifest:
-    settings = {"num_traces": 500, "model": "marsaglia", "seed": 5, "chunk_size": 64, "shard_bytes": 20_000}
+    settings = {"num_traces": 500, "model": "marsaglia", "seed": 5, "chunk_size": 64, "shard_traces": 200}
     return simulate(model, path, workers=workers, **(settings | changes))
 
 
@@ -121,7 +124,7 @@ def test_failed_execution_is_named_and_the_rest_kept(tmp_path: Path) -> None:
 
 
 def test_dead_worker_is_named_and_the_rest_kept(tmp_path: Path) -> None:
-    with pytest.raises(SimulationError, match=r"worker process died \(exit code -9\) while it ran trace 32"):
+    with pytest.raises(SimulationError, match=r"worker process died \(exit code -9\) while it ran trace 37"):
         simulate(partial(failing_at, 37, "die"), tmp_path / "d", 64, model="m", workers=1, chunk_size=16)
     with pytest.raises(DatasetError, match="unfinished"):
         Dataset(tmp_path / "d")
@@ -136,16 +139,13 @@ def test_models_are_closed(tmp_path: Path) -> None:
 
 def test_models_are_closed_when_the_work_is_given_up(tmp_path: Path) -> None:
     """A worker in the middle of an execution that takes a minute is ended, and still lets go."""
-
     origin = Origin("held", num_traces=5, chunk_size=5, encoding=Encoding().to_json())
-    pool = _Pool(partial(Held, tmp_path / "closed", True), origin, 1)
-    pool._assign(next(iter(pool._workers)), 0)
-    deadline = time.monotonic() + 20.0
-    while not (tmp_path / "closed.made").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.3)  # now it executes
-    pool.close()
+    make = partial(ChunkRunner, partial(Held, tmp_path / "closed", True), origin, FailurePolicy(timeout=1.0))
+    with (
+        Pool[ChunkTask, Made](make, 1, timeout=1.0) as pool,
+        pytest.raises(PoolError, match="hung for 1 s"),
+    ):
+        list(pool.run([ChunkTask(0)]))
     assert (tmp_path / "closed").exists()
 
 
@@ -170,7 +170,7 @@ def make():
     return et.Model(HiddenMarkov(), name="hmm")
 
 if __name__ == "__main__":
-    simulate(make, sys.argv[1], 4000, model="hmm", workers=int(sys.argv[2]), chunk_size=50, shard_bytes=100_000,
+    simulate(make, sys.argv[1], 4000, model="hmm", workers=int(sys.argv[2]), chunk_size=50, shard_traces=500,
              progress=lambda done: print(done, flush=True))
 """
 
@@ -194,7 +194,7 @@ def test_killed_and_gone_on_with(tmp_path: Path, how: signal.Signals) -> None:
     with pytest.raises(DatasetError, match="unfinished"):
         Dataset(tmp_path / "d")
     seen: list[int] = []
-    settings = {"model": "hmm", "chunk_size": 50, "shard_bytes": 100_000}
+    settings = {"model": "hmm", "chunk_size": 50, "shard_traces": 500}
     simulate(hidden_markov, tmp_path / "d", 4000, progress=seen.append, **settings)
     assert reported <= seen[0] < 4000
     simulate(hidden_markov, tmp_path / "whole", 4000, workers=0, **settings)

@@ -16,7 +16,10 @@ PACKAGE = "etalumis.conf"
 _COUNTS = {"num_traces", "valid_traces", "prior_traces", "chunk_size", "batch_size", "workers", "threads"}
 _COUNTS |= {"seed", "index", "chains", "steps", "burn_in", "thinning", "max_epochs", "max_steps", "minibatch"}
 _NUMBERS = {"shard_mb", "memory_mb", "sparse_above", "cache_mb", "valid_fraction", "branch_share", "inflation", "idle"}
-_NUMBERS |= {"checkpoint_minutes"}
+_COUNTS |= {"shard_traces"}
+_NUMBERS |= {"max_failures", "timeout"}
+_NUMBERS |= {"checkpoint_minutes", "decay", "gamma"}
+_COUNTS |= {"reference_minibatch"}
 _OPEN = {"simulator", "observe"}  # what stands there is the user's
 
 

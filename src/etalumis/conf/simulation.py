@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
+
+import numpy as np
 
 from etalumis.conf.build import ConfigError, build_model, close
 from etalumis.inference.engine import left_out
 from etalumis.inference.progress import progress_bar
-from etalumis.storage import Dataset, Encoding, simulate
+from etalumis.storage import Dataset, Encoding, Manifest, simulate
+from etalumis.storage.failures import FailurePolicy
+from etalumis.storage.manifest import write_atomically
+from etalumis.storage.ranks import RankError, Ranks
 from etalumis.storage.simulate import Report
 
+SUMMARY = "summary.json"
 _LINE_SECONDS = 15.0  # between two lines of progress where there is no terminal
+_REASONS = 3  # failures that the summary shows
+_PATIENCE_S = 5.0  # for the rank that failed to end the job
 
 
 def cores() -> int:
@@ -24,54 +36,171 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share_of_cores(ranks: Ranks) -> int:
+    """Cores for this rank: those that it may use, shared with the ranks that may use the same ones."""
+    ours = (socket.gethostname(), sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [])
+    return max(cores() // ranks.all(ours).count(ours), 1)
+
+
 def run(config: Mapping[str, Any]) -> Dataset:
-    """Make the dataset that ``conf/simulate.yaml`` describes, or go on with it; prints what came out."""
+    """Make the dataset that ``conf/simulate.yaml`` describes, or go on with it; rank 0 prints what came out."""
     simulator, total = config["simulator"], config["num_traces"]
     if total is None:
         raise ConfigError("num_traces must be given: num_traces=...")
-    # Made here once too, so that a wrong setting or a missing package is said before any process starts.
-    model = build_model(simulator)
-    name = model.name
-    close(model)
-    started = time.monotonic()
-    try:
-        with progress(f"simulate {name}", total) as report:
+    ranks = Ranks.of_job()
+    with one_for_all(ranks), ExitStack() as stack:
+        # Made here once too, so that a wrong setting or a missing package is said before any process starts.
+        model = build_model(simulator)
+        name = model.name
+        close(model)
+        workers = share_of_cores(ranks) if config["workers"] is None else config["workers"]
+        run = _Run(workers, ranks.size)
+        shown = stack.enter_context(progress(f"simulate {name}", total)) if ranks.rank == 0 else None
+
+        def report(executions: int) -> None:
+            run.count(executions)
+            if shown is not None:
+                shown(executions)
+
+        stack.enter_context(terminated_like_interrupted())
+        try:
             simulate(
                 partial(build_model, simulator),
                 config["output"],
                 total,
                 model=name,
                 seed=config["seed"],
-                workers=cores() if config["workers"] is None else config["workers"],
+                workers=workers,
                 chunk_size=config["chunk_size"],
                 encoding=Encoding(**config["encoding"]),
-                shard_bytes=int(config["shard_mb"] * 2**20),
+                shard_traces=config["shard_traces"],
                 simulator=simulator,
+                failures=FailurePolicy(config["failures"], config["max_failures"], config["timeout"]),
+                ranks=ranks,
                 progress=report,
             )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("what was finished is kept; the same command again goes on") from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("what was finished is kept; the same command again goes on") from None
     dataset = Dataset(config["output"])
-    sys.stdout.write(f"{summary(dataset)}\n  time           {time.monotonic() - started:.1f} s\n")
+    if ranks.rank == 0:
+        keep_summary(dataset, run)
+        sys.stdout.write(f"{summary(dataset)}\n  time           {run.describe()}\n")
     return dataset
+
+
+@contextmanager
+def one_for_all(ranks: Ranks) -> Iterator[None]:
+    """An error on one rank ends the job, where the others would wait for it for ever; what is on disk stays."""
+    try:
+        yield
+    except BaseException as error:
+        if ranks.size > 1:
+            if isinstance(error, RankError):
+                time.sleep(_PATIENCE_S)  # the rank that failed says why, and ends the job
+            sys.stderr.write(f"etalumis: rank {ranks.rank} of {ranks.size}: {str(error) or type(error).__name__}\n")
+            sys.stderr.flush()
+            ranks.abort()
+        raise
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM, as batch systems send it, ends the work in as orderly a way as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Run:
+    """What this run did of a dataset's work."""
+
+    def __init__(self, workers: int, ranks: int) -> None:
+        self._workers, self._ranks = workers, ranks
+        self._started = time.monotonic()
+        self._first: int | None = None
+        self.executions = 0
+
+    def count(self, executions: int) -> None:
+        """Told the number of executions on disk; the first time before any of this run."""
+        self._first = executions if self._first is None else self._first
+        self.executions = executions - self._first
+
+    def to_json(self) -> dict[str, Any]:
+        seconds = time.monotonic() - self._started
+        return {
+            "executions": self.executions,
+            "seconds": round(seconds, 3),
+            "executions_per_s": round(self.executions / seconds, 3),
+            "workers": self._workers,
+            "ranks": self._ranks,
+        }
+
+    def describe(self) -> str:
+        said = self.to_json()
+        rate = f", {said['executions_per_s']:,.0f} traces/s" if self.executions else ""
+        return f"{said['seconds']:.1f} s{rate}"
+
+
+def keep_summary(dataset: Dataset, run: _Run) -> None:
+    """Write ``summary.json`` beside a dataset: what it holds and, of its last run, how long it took."""
+    path = dataset.directory / SUMMARY
+    if not run.executions and path.exists():
+        return
+    write_atomically(path, (json.dumps(facts(dataset) | {"last_run": run.to_json()}, indent=2) + "\n").encode())
+
+
+def facts(dataset: Dataset) -> dict[str, Any]:
+    """What a dataset holds, in numbers."""
+    m, lengths = dataset.manifest, dataset.index.length
+    return {
+        "model": m.origin.model,
+        "traces": m.traces,
+        "trace_types": m.trace_types,
+        "addresses": len(dataset.addresses),
+        "draws": m.draws,
+        "controlled": m.controlled,
+        "lengths": {"min": m.shortest, "median": float(np.median(lengths)), "max": m.longest},
+        "bytes": m.bytes,
+        "bytes_per_trace": m.bytes / m.traces,
+        "chunks": len(m.chunks),
+        "shards": len(m.shards),
+        "failed": failed(m),
+    }
+
+
+def failed(manifest: Manifest) -> int:
+    """Executions that a dataset lacks."""
+    made = manifest.origin.num_traces
+    return 0 if made is None else made - manifest.traces
 
 
 def summary(dataset: Dataset) -> str:
     """What a dataset holds, in a few lines."""
-    m = dataset.manifest
-    failed = 0 if m.origin.num_traces is None else m.origin.num_traces - m.traces
+    m, said = dataset.manifest, facts(dataset)
     observes = ", ".join(f"{name} {tuple(o['shape']) or ''}".strip() for name, o in m.observes.items()) or "nothing"
+    lost = said["failed"]
+    reasons = [f"{r['count']:,} × {r['message']} (first in trace {r['first']})" for r in m.failures.get("messages", ())]
     return "\n".join(
         (
             f"{dataset.directory}: {m.traces:,} traces of {m.origin.model}",
             f"  size           {m.bytes / 1e6:,.1f} MB, {m.bytes / m.traces:,.0f} bytes per trace, "
             f"{len(m.chunks)} chunks in {len(m.shards)} shard{'s' if len(m.shards) > 1 else ''}",
-            f"  draws          {m.draws / m.traces:.1f} per trace (from {m.shortest} to {m.longest}), "
-            f"{m.controlled / m.traces:.1f} of them controlled",
+            f"  draws          {m.draws / m.traces:.1f} per trace (from {m.shortest} to {m.longest}, median "
+            f"{said['lengths']['median']:g}), {m.controlled / m.traces:.1f} of them controlled",
             f"  trace types    {m.trace_types:,}",
             f"  addresses      {len(dataset.addresses):,}",
             f"  observes       {observes}",
-            *(f"  warning        {message}" for message in left_out(m.traces + failed, failed)),
+            *(f"  warning        {message}" for message in left_out(m.traces + lost, lost)),
+            *(f"  failed         {reason}" for reason in reasons[:_REASONS]),
         )
     )
 

@@ -6,11 +6,15 @@ Only a few words travel between them: data goes through the file system that the
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etalumis.storage.errors import DatasetError
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
+_PROGRESS = 1  # tag of messages
+_PAUSE_S = 0.02  # MPI itself waits at full load
 
 
 class RankError(DatasetError):
@@ -28,6 +32,8 @@ class Ranks:
         self._communicator = communicator
         self.rank = 0 if communicator is None else int(communicator.Get_rank())
         self.size = 1 if communicator is None else int(communicator.Get_size())
+        self._sent: list[Any] = []  # messages on their way
+        self._telling = self.size - 1  # ranks that rank 0 hears of
 
     @classmethod
     def of_job(cls) -> Ranks:
@@ -50,17 +56,59 @@ class Ranks:
         """Rank 0's value, on every rank."""
         return value if self._communicator is None else self._communicator.bcast(value, root=0)
 
+    def all(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
+        return [value] if self._communicator is None else list(self._communicator.allgather(value))
+
     def agree(self, error: Exception | None) -> None:
         """Wait for all ranks; raises where one of them failed, so that none goes on, or waits, alone.
 
         Raises:
             RankError: another rank failed. ``error`` itself is raised where it is this one's.
         """
-        failures = [repr(error) if error else None]
-        if self._communicator is not None:
-            failures = self._communicator.allgather(failures[0])
+        failures = self.all(repr(error) if error else None)
         if error is not None:
             raise error
         for rank, failure in enumerate(failures):
             if failure is not None:
                 raise RankError(f"rank {rank} of {self.size} failed: {failure}")
+
+    def tell(self, amount: int | None) -> None:
+        """Let rank 0 know of progress, without waiting for it; None says that no more is to come."""
+        if self.rank > 0:
+            self._sent = [request for request in self._sent if not request.Test()]
+            self._sent.append(self._communicator.isend(amount, dest=0, tag=_PROGRESS))
+
+    def heard(self) -> list[int]:
+        """What other ranks told since the last time; on rank 0."""
+        amounts: list[int] = []
+        while self.rank == 0 and self._telling and self._communicator.iprobe(tag=_PROGRESS):
+            amount = self._communicator.recv(tag=_PROGRESS)
+            if amount is None:
+                self._telling -= 1
+            else:
+                amounts.append(amount)
+        return amounts
+
+    def finish_telling(self) -> Iterator[int]:
+        """This rank has nothing more to tell; on rank 0, what the others tell until they have not either."""
+        self.tell(None)
+        while self.rank == 0 and self._telling:
+            yield from self.heard()
+            time.sleep(_PAUSE_S)
+
+    def meet(self) -> None:
+        """Wait for all ranks, leaving the core to others meanwhile."""
+        if self._communicator is not None:
+            self._wait(self._communicator.Ibarrier().Test)
+            self._wait(lambda: all(request.Test() for request in self._sent))
+
+    def abort(self) -> None:
+        """End the whole job, at once: another rank may be waiting for this one."""
+        if self._communicator is not None:
+            self._communicator.Abort(1)
+
+    @staticmethod
+    def _wait(done: Callable[[], bool]) -> None:
+        while not done():
+            time.sleep(_PAUSE_S)

@@ -1,30 +1,33 @@
 """Makes datasets: worker processes execute the model, this process puts their chunks on disk in order.
 
-Trace i depends on (seed, i) alone and a chunk's bytes on its traces alone, so equal settings give equal files,
-byte for byte, whatever the number of workers and however often the work was interrupted.
+Trace i depends on (seed, i) alone, a chunk's bytes on its traces alone, and which chunks make a shard on the number
+of traces alone. So equal settings give equal files, byte for byte, whatever the number of workers and of ranks, and
+however often the work was interrupted.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing, suppress
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from etalumis.storage.chunk import EncodedChunk, Encoding
+from etalumis.execution.pool import Loss, Pool
+from etalumis.execution.pool_worker import NOWHERE, OwnDesk
+from etalumis.storage.chunk import Encoding
 from etalumis.storage.errors import DatasetError, SimulationError
+from etalumis.storage.failures import FailedTrace, FailurePolicy
+from etalumis.storage.growing import GrowingDataset, GrowingShard, Layout, State, tidy_up
 from etalumis.storage.manifest import MANIFEST, Manifest, Origin
-from etalumis.storage.worker import ChunkError, ChunkRunner, Factory, one_thread_each, serve
-from etalumis.storage.writer import SHARD_BYTES, ShardWriter
+from etalumis.storage.ranks import Ranks
+from etalumis.storage.worker import ChunkError, ChunkRunner, ChunkTask, Factory, Made
 
 CHUNK_SIZE = 1024
-_GRACE_S = 1.0  # for a worker to end by itself
-_AHEAD = 4  # chunks per worker that may wait for an earlier one
+_DEATHS = 2  # workers that an execution may take with it before it counts as failed
 
 Report = Callable[[int], None]
 
@@ -39,8 +42,10 @@ def simulate(
     workers: int = 1,
     chunk_size: int = CHUNK_SIZE,
     encoding: Encoding | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_traces: int | None = None,
     simulator: Mapping[str, Any] | None = None,
+    failures: FailurePolicy | None = None,
+    ranks: Ranks | None = None,
     progress: Report | None = None,
 ) -> Manifest:
     """Execute a model from its prior and store the traces.
@@ -49,23 +54,31 @@ def simulate(
 
     Args:
         factory: returns the model; called once in each worker process, which imports it by name.
-        output: the dataset's folder.
+        output: the dataset's folder; all ranks of a job see the same.
         num_traces: how many.
         model: the model's name.
         seed: of the random numbers.
-        workers: processes; 0 runs in this one.
+        workers: processes of each rank; 0 runs in this one.
         chunk_size: traces to a storage chunk.
         encoding: how chunks are stored.
-        shard_bytes: size from which a new shard is begun.
+        shard_traces: traces to a shard; by default a sixteenth of all, at most 65,536. Each rank writes whole shards.
         simulator: the configuration behind ``factory`` as plain JSON, kept in the manifest.
-        progress: called with the number of traces on disk after each chunk.
+        failures: what a failed execution means.
+        ranks: the processes that share the work; all of them call this function with the same arguments.
+        progress: called on rank 0 with the number of executions on disk (those that failed count) after each chunk.
 
     Raises:
         DatasetError: ``output`` holds another dataset.
         SimulationError: an execution failed or a worker died. What was finished stays; run again to go on.
     """
-    if num_traces < 1 or chunk_size < 1:
-        raise ValueError(f"simulate needs num_traces ≥ 1 and chunk_size ≥ 1; got {num_traces} and {chunk_size}")
+    if num_traces < 1 or chunk_size < 1 or (shard_traces is not None and shard_traces < 1):
+        raise ValueError(
+            f"simulate needs num_traces ≥ 1, chunk_size ≥ 1 and shard_traces ≥ 1; got {num_traces}, {chunk_size} and "
+            f"{shard_traces}"
+        )
+    policy, ranks = failures or FailurePolicy(), ranks or Ranks()
+    if policy.timeout is not None and workers < 1:
+        raise ValueError("timeout needs worker processes, which can be ended: set workers ≥ 1, or no timeout")
     origin = Origin(
         model=model,
         seed=seed,
@@ -74,19 +87,23 @@ def simulate(
         simulator=dict(simulator or {}),
         encoding=(encoding or Encoding()).to_json(),
     )
-    report = progress or (lambda traces: None)
-    if (done := finished(Path(output), origin)) is not None:
-        report(done.traces)
-        return done
-    writer = ShardWriter(output, origin, shard_bytes)
-    with writer:
-        report(writer.traces)
-        todo = range(len(writer.chunks), -(-num_traces // chunk_size))
-        with closing(_chunks(factory, origin, todo, workers)) as chunks:
-            for chunk in chunks:
-                writer.append(chunk)
-                report(writer.traces)
-    return Manifest.load(writer.directory)
+    output, report = Path(output), progress or (lambda executions: None)
+    with ExitStack() as stack:
+        growing, layout, state = _begin(stack, output, origin, Layout.of(num_traces, chunk_size, shard_traces), ranks)
+        done = state.executions
+        report(done)
+        mine = {number: state.unfinished[number] for number in sorted(state.unfinished)[ranks.rank :: ranks.size]}
+        for executions in _write(factory, output, origin, layout, mine, workers, policy):
+            ranks.tell(executions)
+            done += executions + sum(ranks.heard())
+            report(done)
+        for executions in ranks.finish_telling():
+            done += executions
+            report(done)
+        if growing is not None:
+            growing.complete()
+        ranks.meet()
+    return Manifest.load(output)
 
 
 def finished(output: Path, origin: Origin) -> Manifest | None:
@@ -108,104 +125,114 @@ def finished(output: Path, origin: Origin) -> Manifest | None:
     return found
 
 
-def _chunks(factory: Factory, origin: Origin, todo: range, workers: int) -> Generator[EncodedChunk, None, None]:
+def _begin(
+    stack: ExitStack, output: Path, origin: Origin, layout: Layout, ranks: Ranks
+) -> tuple[GrowingDataset | None, Layout, State]:
+    """Open the folder on rank 0, and tell all ranks what is to be done."""
+    growing, error = None, None
+    state = State({}, 0)
+    if ranks.rank == 0:
+        try:
+            if (complete := finished(output, origin)) is not None:
+                tidy_up(output)
+                state = State({}, complete.origin.num_traces or complete.traces)
+            else:
+                growing = stack.enter_context(GrowingDataset(output, origin, layout))
+                layout, state = growing.layout, growing.state()
+        except (DatasetError, OSError) as raised:
+            error = raised
+    ranks.agree(error)
+    layout, state = ranks.share((layout, state))
+    return growing, layout, state
+
+
+def _write(
+    factory: Factory,
+    output: Path,
+    origin: Origin,
+    layout: Layout,
+    mine: Mapping[int, int],
+    workers: int,
+    policy: FailurePolicy,
+) -> Iterator[int]:
+    """Make and write the chunks that my shards lack; yields the executions of each."""
+    todo = [number for shard, have in mine.items() for number in layout.of_shard(shard)[have:]]
+    with closing(_chunks(factory, origin, todo, workers, policy)) as chunks:
+        for number in mine:
+            with GrowingShard(output, number, layout.of_shard(number)) as shard:
+                while not shard.full:
+                    chunk, failures = next(chunks)
+                    shard.append(chunk, failures)
+                    yield chunk.index.counts()["traces"] + len(failures)
+
+
+def _chunks(
+    factory: Factory, origin: Origin, todo: list[int], workers: int, policy: FailurePolicy
+) -> Generator[Made, None, None]:
     """The chunks in order, made in this process or in others."""
     if not todo:
         return
-    if workers < 1:
-        runner = ChunkRunner(factory(), origin)
-        for number in todo:
-            try:
-                yield runner(number)
-            except ChunkError as failure:
-                raise _failure(origin, failure.what, failure.report) from failure
-        return
-    with closing(_Pool(factory, origin, min(workers, len(todo)))) as pool:
-        yield from pool.run(todo)
-
-
-class _Pool:
-    """Worker processes; spawned, so that threads and open files of this one don't leak into them."""
-
-    def __init__(self, factory: Factory, origin: Origin, workers: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._origin = origin
-        self._workers: dict[Connection, SpawnProcess] = {}
-        self._assigned: dict[Connection, list[int]] = {}
-        with one_thread_each():
-            for _ in range(workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=serve, args=(theirs, factory, origin), daemon=True)
-                process.start()
-                theirs.close()
-                self._workers[ours] = process
-                self._assigned[ours] = []
-
-    def run(self, todo: range) -> Generator[EncodedChunk, None, None]:
-        """The chunks in order of their numbers; made in any order."""
-        numbers = iter(todo)
-        ready: dict[int, EncodedChunk] = {}
-        following = todo.start
-        for _ in range(2):  # one in work, one waiting, so that no worker idles
-            for connection in self._workers:
-                self._assign(connection, next(numbers, None))
-        while following < todo.stop:
-            for readable in wait(list(self._workers)):
-                assert isinstance(readable, Connection)
-                number, chunk = self._receive(readable)
-                ready[number] = chunk
-            while following in ready:
-                yield ready.pop(following)
-                following += 1
-            for connection, assigned in self._assigned.items():
-                while len(assigned) < 2 and len(ready) < _AHEAD * len(self._workers):
-                    number_or_none = next(numbers, None)
-                    if number_or_none is None:
-                        break
-                    self._assign(connection, number_or_none)
-
-    def close(self) -> None:
-        for connection in self._workers:
-            connection.close()  # ends a worker that has nothing to do
-        for process in self._workers.values():
-            process.join(_GRACE_S)
-            process.terminate()
-            process.join(_GRACE_S)
-            process.kill()
-            process.join()
-
-    def _assign(self, connection: Connection, number: int | None) -> None:
-        if number is None:
+    make, tasks = partial(ChunkRunner, factory, origin, policy), map(ChunkTask, todo)
+    try:
+        if workers < 1:
+            runner = make()
+            for task in tasks:
+                yield runner(task, OwnDesk())
             return
-        self._assigned[connection].append(number)
-        with suppress(OSError):  # it ended: what it said before, or that it said nothing, comes up on receiving
-            connection.send_bytes(str(number).encode())
+        with Pool[ChunkTask, Made](make, min(workers, len(todo)), policy.timeout) as pool:
+            yield from pool.run(tasks, recover=_Recovery(origin, policy))
+    except ChunkError as failure:
+        raise _failure(origin, failure) from failure
 
-    def _receive(self, connection: Connection) -> tuple[int, EncodedChunk]:
-        try:
-            head, body = connection.recv_bytes(), connection.recv_bytes()
-        except (EOFError, OSError) as error:
-            raise self._death(connection) from error
-        if head.startswith(b'{"failed"'):
-            raise _failure(self._origin, json.loads(head)["failed"], body.decode())
-        return self._assigned[connection].pop(0), EncodedChunk.restore(head, body)
 
-    def _death(self, connection: Connection) -> SimulationError:
-        process, size = self._workers[connection], self._origin.chunk_size
-        process.join(timeout=5)
-        assert size is not None
-        first = min(self._assigned[connection], default=0) * size
-        return SimulationError(
-            f"a worker process died (exit code {process.exitcode}) while it ran trace {first} or one of the "
-            f"{size} after it: the simulator crashed, or memory ran out. What was finished is kept: run the same "
-            "command again to go on, with fewer workers if memory is short"
+class _Recovery:
+    """What is done about a lost worker: its chunk is made again, without the execution that took it twice."""
+
+    def __init__(self, origin: Origin, policy: FailurePolicy) -> None:
+        self._origin, self._policy = origin, policy
+        self._deaths: Counter[tuple[int, int]] = Counter()
+
+    def __call__(self, loss: Loss) -> ChunkTask:
+        task: ChunkTask = loss.task
+        place = task.number, loss.position
+        self._deaths[place] += 1
+        if not self._policy.skips:
+            raise SimulationError(self._describe(task, loss))
+        if self._deaths[place] < _DEATHS:
+            return task
+        size = self._origin.chunk_size or 0
+        if loss.position == NOWHERE or len(task.lost) >= self._policy.allowed(size):
+            raise SimulationError(f"{self._describe(task, loss)} (the last of {1 + len(task.lost)} in this chunk)")
+        return task._replace(lost=(*task.lost, FailedTrace(loss.position, f"the worker process {loss.reason}")))
+
+    def _describe(self, task: ChunkTask, loss: Loss) -> str:
+        size = self._origin.chunk_size or 0
+        first = task.number * size
+        if loss.position == NOWHERE:
+            where = f"while it made traces {first} to {first + size - 1}"
+        else:
+            where = f"while it ran trace {loss.position}"
+        again = "" if loss.position == NOWHERE else f" {_repeat(self._origin, loss.position)}"
+        return (
+            f"a worker process {loss.reason} {where} (seed {self._origin.seed}): the simulator crashed or hangs, or "
+            f"memory ran out. What was finished is kept: run the same command again to go on, with fewer workers if "
+            f"memory is short, or with failures=skip to leave such traces out.{again}"
         )
 
 
-def _failure(origin: Origin, what: str | None, report: str) -> SimulationError:
-    if what is None:
-        return SimulationError(f"the model {origin.model!r} can't be made:\n{report.rstrip()}")
+def _failure(origin: Origin, failure: ChunkError) -> SimulationError:
+    if failure.what is None:
+        return SimulationError(f"the model {origin.model!r} can't be made:\n{failure.report.rstrip()}")
+    again = "" if failure.index is None else f" {_repeat(origin, failure.index)}"
     return SimulationError(
-        f"{what} (seed {origin.seed}) of {origin.model!r} failed; what was finished is kept: "
-        f"correct the simulator and run the same command again to go on. It raised:\n{report.rstrip()}"
+        f"{failure.what} (seed {origin.seed}) of {origin.model!r} failed; what was finished is kept: correct the "
+        f"simulator, or choose failures=skip, and run the same command again to go on.{again} It raised:\n"
+        f"{failure.report.rstrip()}"
+    )
+
+
+def _repeat(origin: Origin, index: int) -> str:
+    return (
+        f"That trace alone: etalumis event simulator=… seed={origin.seed} index={index} output=event.npz, or "
+        f"etalumis.execution.run(model, indices=[{index}], seed={origin.seed})."
     )
