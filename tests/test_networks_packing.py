@@ -7,12 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
 import etalumis as et
+from etalumis.datamodules.reading import Parcel
 from etalumis.distributions import Normal, Poisson, Stream, Uniform
 from etalumis.execution import AddressBook, TraceBatch, run
 from etalumis.networks import InferenceNetwork, TrainingBatch, pack
 from etalumis.networks.layout import UNKNOWN
+from etalumis.networks.noise import Noisy, philox, realised, standard_normals
 from network_models import SMALL, every_family, small, traces
 
 
@@ -200,6 +203,93 @@ def test_noise_depends_on_the_trace_and_not_on_its_company() -> None:
     counts = whole.observations["count"].numpy()
     assert (counts == np.rint(counts)).all()
     assert (counts >= 0).all()
+
+
+def test_philox_gives_the_known_answers() -> None:
+    """The test vectors that its authors publish (Random123, kat_vectors)."""
+    ones = 0xFFFFFFFF
+    pi = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
+    for counter, key, expected in (
+        ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((ones,) * 4, (1 << 64) - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (pi, 0x299F31D0A4093822, (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+    ):
+        c0, c1, c2, c3 = (torch.tensor([word]) for word in counter)
+        assert tuple(int(word) for word in philox((c0, c1, c2, c3), key)) == expected
+
+
+def test_noise_of_traces_is_normal_and_independent() -> None:
+    normals = standard_normals(torch.arange(2000), 301, key=77).double()
+    assert abs(normals.mean()) < 5 / math.sqrt(normals.numel())
+    assert abs(normals.var() - 1.0) < 5 * math.sqrt(2.0 / normals.numel())
+    assert abs((normals**4).mean() - 3.0) < 5 * math.sqrt(96.0 / normals.numel())
+    assert kstest(normals.flatten()[:100_000].numpy(), "norm").pvalue > 1e-4
+    other = standard_normals(torch.arange(2000), 301, key=78).double()
+    far = standard_normals(torch.arange(2000) + (1 << 32), 301, key=77).double()
+    within = [(normals[:, :-lag], normals[:, lag:]) for lag in (1, 2, 3, 4)]
+    for a, b in [*within, (normals[:-1], normals[1:]), (normals, other), (normals, far)]:
+        for x, y in ((a, b), (a**2 - 1.0, b**2 - 1.0)):
+            alarm = 5 * math.sqrt(float((x**2).mean() * (y**2).mean()) / x.numel())
+            assert abs(float((x * y).mean())) < alarm
+    assert torch.equal(standard_normals(torch.tensor([1999, 3]), 9, key=77).double(), normals[[1999, 3], :9])
+
+
+def test_noise_drawn_where_the_network_runs_has_the_likelihoods_law() -> None:
+    data = kept_parameters(2000)
+    layout = InferenceNetwork(SMALL, {"image": (4, 5), "count": ()}, "noisy").layout
+    first, second, again = (pack(data, layout, seed=3, epoch=e, noise_on_device=True) for e in (0, 1, 0))
+    assert isinstance(first.observations["image"], Noisy)
+    assert isinstance(first.observations["count"], torch.Tensor)  # a Poisson: drawn by its own algorithm
+    mu = data.draws("mu")[1][first.order][:, None, None]
+    one, two, three = ((realised(p.observations)["image"].numpy() - mu) / 2.0 for p in (first, second, again))
+    assert np.array_equal(one, three)
+    assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 5 / math.sqrt(one.size)
+    for noise in (one, two):
+        assert abs(noise.mean()) < 5 / math.sqrt(noise.size)
+        assert abs(noise.var() - 1.0) < 5 * math.sqrt(2.0 / noise.size)
+    size = np.abs(one.reshape(len(data), -1))
+    assert abs(np.corrcoef(size.mean(1), mu[:, 0, 0])[0, 1]) < 5 / math.sqrt(len(data))
+    rows = np.array([1031, 4, 17])
+    part = pack(data.select(rows), layout, seed=3, epoch=0, noise_on_device=True)
+    whole = dict(zip(first.order.tolist(), realised(first.observations)["image"], strict=True))
+    for place, row in enumerate(part.order.tolist()):
+        assert torch.equal(realised(part.observations)["image"][place], whole[int(rows[row])])
+
+
+def test_noise_left_to_be_drawn_travels_with_the_batch() -> None:
+    data = kept_parameters(20)
+    network = InferenceNetwork(SMALL, {"image": (4, 5)}, "noisy")
+    network.grow(data)
+    packed = pack(data, network.layout, noise_on_device=True)
+    loss = network.loss(packed)[0].item()
+    assert loss != network.loss(pack(data, network.layout))[0].item()
+    assert network.loss(pickle.loads(pickle.dumps(packed)))[0].item() == loss  # noqa: S301
+    assert network.loss(Parcel.wrap(packed).unwrap())[0].item() == loss
+    moved = packed.to("meta").observations["image"]
+    assert isinstance(moved, Noisy)
+    assert {moved.mean.device.type, moved.stddev.device.type, moved.trace.device.type} == {"meta"}
+
+
+def test_noise_left_to_be_drawn_covers_repeated_missing_and_given_observations() -> None:
+    def repeats() -> None:
+        mu = et.sample(Normal(0.0, 1.0), name="mu")
+        for n in range(1 + (mu > 0.0)):
+            et.observe(Normal(mu, 1e-6 * (1 + n)), name="twice")
+        et.observe(Normal(np.zeros(3), [1.0, 2.0, 3.0]), name="vector")
+
+    data = traces(repeats, 400)
+    layout = small(data).layout
+    packed = pack(data, layout, noise_on_device=True)
+    mu = torch.from_numpy(data.draws("mu")[1].astype(np.float32))[packed.order]
+    assert all(isinstance(x, Noisy) for x in packed.observations.values())
+    drawn = realised(packed.observations)
+    torch.testing.assert_close(drawn["twice"][:, 0], mu, rtol=0, atol=1e-4)
+    assert torch.equal(drawn["twice"][:, 1].isnan(), mu <= 0.0)
+    torch.testing.assert_close(drawn["vector"].std(0), torch.tensor([1.0, 2.0, 3.0]), rtol=0.2, atol=0)
+    given = replace(data, observes=tuple(replace(o, observed=True) for o in data.observes))
+    for name, x in pack(given, layout, noise_on_device=True).observations.items():
+        assert isinstance(x, torch.Tensor)
+        torch.testing.assert_close(x, pack(data, layout, fresh_noise=False).observations[name], equal_nan=True)
 
 
 def test_stored_values_are_taken_where_asked_or_where_they_were_given() -> None:

@@ -24,6 +24,7 @@ from etalumis.networks.embeddings import AddressEmbedding, Projection, ValueEmbe
 from etalumis.networks.errors import NetworkConfigError, ProposalError
 from etalumis.networks.heads import HEADS, Head
 from etalumis.networks.layout import Layout, Row, rows_of
+from etalumis.networks.noise import realised
 from etalumis.networks.observations import ObservationEmbedding
 from etalumis.networks.observed import Met, met_observations, observed_values
 from etalumis.networks.packing import DrawGroup, TrainingBatch
@@ -122,7 +123,7 @@ class InferenceNetwork(nn.Module):
         """Take the constants that standardise observations from traces."""
         order = torch.arange(len(batch)).numpy()
         values = observed_values(batch, self.layout.observations, order, seed, 0, fresh_noise=True)
-        self.observations.fit(values)
+        self.observations.fit(realised(values))
 
     # --- growing ----------------------------------------------------------------------------------------------
 
@@ -199,7 +200,7 @@ class InferenceNetwork(nn.Module):
     def log_q(self, batch: TrainingBatch) -> list[Tensor]:
         """log q of the draws of each group, float64 (n,), in the order of ``batch.groups``."""
         embeddings = self.addresses(batch.addresses)
-        static = self.projection.static(self.observations(batch.observations), batch.num_traces)
+        static = self.projection.static(self.observations(realised(batch.observations)), batch.num_traces)
         value_before = self._values_before(batch, embeddings)
         tokens = self.projection.tokens(embeddings, batch.address, batch.previous_address, value_before)
         states = self.core(tokens, static, batch.batch_sizes)

@@ -4,6 +4,9 @@ A dataset may keep the parameters of an observation's likelihood instead of its 
 whenever the trace is read, seeded by (seed, epoch, trace index), so that every epoch trains on other noise and
 the answer depends neither on the minibatch nor on the worker. Exact for the training objective as long as
 nothing in the simulator depends on the observed value.
+
+Normal noise is drawn here, or left to be drawn where the network runs (``on_device``, :mod:`.noise`). NumPy on a core
+is faster than torch on that core, 10 against 16 ns a number; for a GPU many processes would have to draw.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from etalumis.distributions import DISTRIBUTIONS, OBSERVE, Normal, Stream
 from etalumis.execution import ObserveColumn, TraceBatch
+from etalumis.networks.noise import Noisy
 
 _WORD = (1 << 64) - 1
 _NOISE = 0x6E6F697365  # "noise": what sets these keys apart from any other use of the seed
@@ -30,10 +34,12 @@ def observed_values(
     seed: int,
     epoch: int,
     fresh_noise: bool,
-) -> dict[str, Tensor]:
+    on_device: bool = False,
+) -> dict[str, Tensor | Noisy]:
     """Observations by name: float32 (N, *shape), traces in ``order``; NaN where a trace lacks one.
 
-    A name met several times in a trace has its values one after the other along the first axis of ``shape``.
+    A name met several times in a trace has its values one after the other along the first axis of ``shape``. With
+    ``on_device``, those of normal likelihoods that would be drawn here are left to be drawn.
 
     Raises:
         ValueError: where none of the names occurs though others do, or one occurs more often than the shape allows,
@@ -45,30 +51,85 @@ def observed_values(
     if known and known.isdisjoint(shapes) and shapes:
         wanted, there = (", ".join(map(repr, names)) for names in (shapes, sorted(known)))
         raise ValueError(f"no trace observes {wanted}, which the network reads; the traces observe {there}")
-    out = {}
+    out: dict[str, Tensor | Noisy] = {}
     for number, (name, shape) in enumerate(shapes.items()):
         columns = [c for c in batch.observes if c.name == name]
-        values = np.full((len(batch), *shape), np.nan, dtype=np.float32)
-        met = np.zeros(len(batch), dtype=np.int64)
+        key = (seed, epoch, number)
+        target = _Target(name, tuple(shape), len(batch), rank)
+        if on_device and columns and all(_is_normal_noise(c, fresh_noise) for c in columns):
+            out[name] = _left_to_draw(columns, target, batch.index[order], key)
+            continue
+        values = target.empty()
         for column in columns:
-            if column.shape == tuple(shape):
-                slots = values[:, None]
-            elif len(shape) and column.shape == tuple(shape)[1:]:
-                slots = values
-            else:
-                raise ValueError(f"observation {name!r} has shape {column.shape}; the network was built for {shape}")
-            meeting = met[column.rows]
-            met[column.rows] += 1
-            most = slots.shape[1]
-            if meeting.max(initial=0) >= most:
-                often = "once" if most == 1 else f"{most} times"
-                raise ValueError(f"a trace observes {name!r} more than {often}: build the network from more traces")
-            drawn = _values(column, batch.index[column.rows], meeting, (seed, epoch, number), fresh_noise)
-            if np.isnan(drawn).any():
-                raise ValueError(f"observation {name!r} holds NaN")
-            slots[rank[column.rows], meeting] = drawn
+            meeting = target.meetings(column)
+            target.put(values, column, meeting, _values(column, batch.index[column.rows], meeting, key, fresh_noise))
         out[name] = torch.from_numpy(values)
     return out
+
+
+class _Target:
+    """Where the values of one name go: an array (N, *shape), traces by rank, several meetings along its first axis."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], traces: int, rank: NDArray[np.int64]) -> None:
+        self.name, self.shape, self.traces, self.rank = name, shape, traces, rank
+        self._met = np.zeros(traces, dtype=np.int64)
+
+    def empty(self) -> NDArray[np.float32]:
+        """An array of missing values."""
+        return np.full((self.traces, *self.shape), np.nan, dtype=np.float32)
+
+    def meetings(self, column: ObserveColumn) -> NDArray[np.int64]:
+        """How often each trace of a column met the name before; to be asked once, column by column.
+
+        Raises:
+            ValueError: as :func:`observed_values`.
+        """
+        if column.shape not in (self.shape, self.shape[1:]):
+            raise ValueError(
+                f"observation {self.name!r} has shape {column.shape}; the network was built for {self.shape}"
+            )
+        meeting = self._met[column.rows]
+        self._met[column.rows] += 1
+        most = self.shape[0] if column.shape != self.shape else 1
+        if meeting.max(initial=0) >= most:
+            often = "once" if most == 1 else f"{most} times"
+            raise ValueError(f"a trace observes {self.name!r} more than {often}: build the network from more traces")
+        return meeting
+
+    def put(
+        self, array: NDArray[np.float32], column: ObserveColumn, meeting: NDArray[np.int64], values: NDArray[Any]
+    ) -> None:
+        """Store a column's values, (M or 1, *its shape), in their places.
+
+        Raises:
+            ValueError: where one is not a number.
+        """
+        if np.isnan(values).any():
+            raise ValueError(f"observation {self.name!r} holds NaN")
+        slots = array[:, None] if column.shape == self.shape else array
+        slots[self.rank[column.rows], meeting] = values
+
+
+def _is_normal_noise(column: ObserveColumn, fresh_noise: bool) -> bool:
+    """Whether a column's values are to be drawn, from normal distributions."""
+    kept = column.values is not None and not (fresh_noise and not column.observed)
+    return column.family == Normal.family and not kept
+
+
+def _left_to_draw(
+    columns: Sequence[ObserveColumn], target: _Target, traces: NDArray[np.int64], key: tuple[int, int, int]
+) -> Noisy:
+    """Means and standard deviations by trace; one standard deviation where all are the same number."""
+    scales = [column.parameters[1] for column in columns]
+    common = all(scale.size == 1 and scale.flat[0] == scales[0].flat[0] for scale in scales)
+    mean = target.empty()
+    stddev = np.asarray(scales[0].flat[0], dtype=np.float32) if common else target.empty()
+    for column, scale in zip(columns, scales, strict=True):
+        meeting = target.meetings(column)
+        target.put(mean, column, meeting, _aligned(column.parameters[0], len(column.shape)))
+        if not common:
+            target.put(stddev, column, meeting, _aligned(scale, len(column.shape)))
+    return Noisy(torch.from_numpy(mean), torch.from_numpy(stddev), torch.from_numpy(traces), _noise_seed(*key))
 
 
 def _values(
@@ -79,8 +140,7 @@ def _values(
     fresh_noise: bool,
 ) -> NDArray[Any]:
     """A column's values, (M, *shape): the stored ones, or newly drawn."""
-    redraw = fresh_noise and not column.observed and column.family == Normal.family
-    if column.values is not None and not redraw:
+    if column.values is not None and not _is_normal_noise(column, fresh_noise):
         return column.values
     draw = _normal if column.family == Normal.family else _from_family
     return draw(column, index, meeting, key)

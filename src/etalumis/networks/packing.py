@@ -24,6 +24,7 @@ from etalumis.networks.columns import UnreachableError, category_columns, coordi
 from etalumis.networks.errors import ProposalError
 from etalumis.networks.grouped import Groups
 from etalumis.networks.layout import CATEGORICAL, UNKNOWN, Known, Layout, category_counts, trainable
+from etalumis.networks.noise import Noisy
 from etalumis.networks.observed import observed_values
 
 
@@ -100,7 +101,8 @@ class TrainingBatch:
     Attributes:
         order: position in the given TraceBatch of each packed trace, int64 (N,), on the CPU.
         batch_sizes: traces that have a step t, for each t; sums to D.
-        observations: float32 (N, *shape) by name, in packed order; NaN where a trace lacks it.
+        observations: float32 (N, *shape) by name, in packed order; NaN where a trace lacks it. Some may still be to
+            be drawn (:func:`etalumis.networks.noise.realised`).
         addresses: the minibatch's distinct addresses.
         address: which of them each draw has, int64 (D,), packed order.
         previous_address: the same of the trace's draw before, U where there is none, int64 (D,).
@@ -113,7 +115,7 @@ class TrainingBatch:
 
     order: Tensor
     batch_sizes: tuple[int, ...]
-    observations: dict[str, Tensor]
+    observations: dict[str, Tensor | Noisy]
     addresses: AddressColumns
     address: Tensor
     previous_address: Tensor
@@ -144,7 +146,13 @@ class TrainingBatch:
 
 
 def pack(
-    batch: TraceBatch, layout: Layout, *, seed: int = 0, epoch: int = 0, fresh_noise: bool = True
+    batch: TraceBatch,
+    layout: Layout,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    fresh_noise: bool = True,
+    noise_on_device: bool = False,
 ) -> TrainingBatch:
     """The training view of traces.
 
@@ -155,6 +163,7 @@ def pack(
             for validation.
         fresh_noise: draw observations again where their likelihood's parameters are known, instead of taking the
             stored values; values that were given, not drawn, stay.
+        noise_on_device: leave normal noise to be drawn where the network runs: other numbers of the same law.
 
     Raises:
         ProposalError: naming the address, where a proposal can't represent a value.
@@ -190,7 +199,7 @@ def pack(
     return TrainingBatch(
         order=torch.from_numpy(order),
         batch_sizes=tuple(sizes.tolist()),
-        observations=observed_values(batch, layout.observations, order, seed, epoch, fresh_noise),
+        observations=observed_values(batch, layout.observations, order, seed, epoch, fresh_noise, noise_on_device),
         addresses=address_columns(known),
         address=torch.from_numpy(address),
         previous_address=torch.from_numpy(np.where(first, len(known), address[before])),
@@ -311,7 +320,7 @@ def _map(value: Any, function: Callable[[Tensor], Tensor], everything: bool) -> 
         return {key: _map(item, function, everything) for key, item in value.items()}
     if isinstance(value, tuple):
         return tuple(_map(item, function, everything) for item in value)
-    if isinstance(value, (TrainingBatch, DrawGroup, AddressColumns)):
+    if isinstance(value, (TrainingBatch, DrawGroup, AddressColumns, Noisy)):
         names = [f.name for f in fields(value) if everything or f.name not in value.on_cpu]
         return replace(value, **{name: _map(getattr(value, name), function, everything) for name in names})
     return value
