@@ -1,8 +1,9 @@
 """The transformer core: causal self-attention over the draws of a trace.
 
 All linear layers run on the packed rows, so a minibatch of ragged traces wastes nothing there. Attention itself needs
-rectangles: traces come sorted by length, and :class:`Rectangles` cuts them where the length falls below half of the
-longest of a rectangle. A single long trace therefore costs its own square and no one else's, whatever the mix.
+rectangles: traces are sorted by length, and :func:`bands` cuts them where the length falls below half of the longest of
+a rectangle. A single long trace therefore costs its own square and no one else's, whatever the mix, in training and
+in lock-step.
 """
 
 from __future__ import annotations
@@ -131,8 +132,19 @@ class _Block(nn.Module):
         return added
 
 
+def bands(lengths: Tensor) -> list[tuple[int, int, int]]:
+    """Sorted lengths, longest first, in ranges (first, end, longest) of lengths above half of the range's longest."""
+    found, first = [], 0
+    while first < len(lengths):
+        longest = int(lengths[first])
+        end = int(torch.searchsorted(-lengths, -(longest // 2)))
+        found.append((first, end, longest))
+        first = end
+    return found
+
+
 class Rectangles:
-    """Packed traces, sorted by length, as rectangles (traces, steps) of which at least half is filled on average.
+    """Packed traces, sorted by length, as rectangles (traces, steps) of which more than half is filled.
 
     Padding stands behind the end of a trace, where a causal mask hides it from every draw.
 
@@ -148,10 +160,8 @@ class Rectangles:
         starts = sizes.cumsum(0) - sizes
         lengths = torch.searchsorted(-sizes, -torch.arange(int(sizes[0])))  # of the trace of each rank
         self.shapes: list[tuple[int, int]] = []
-        source, place, first, offset = [], torch.empty(int(sizes.sum()), dtype=torch.int64), 0, 0
-        while first < len(lengths):
-            steps = int(lengths[first])
-            end = int(torch.searchsorted(-lengths, -(steps // 2)))  # ranks more than half as long
+        source, place, offset = [], torch.empty(int(sizes.sum()), dtype=torch.int64), 0
+        for first, end, steps in bands(lengths):
             rank, step = torch.arange(first, end)[:, None], torch.arange(steps)
             inside = step < lengths[first:end, None]
             rows = torch.where(inside, starts[step] + rank, 0)
@@ -159,7 +169,6 @@ class Rectangles:
             place[rows[inside]] = offset + torch.nonzero(inside.flatten())[:, 0]
             self.shapes.append((end - first, steps))
             offset += rows.numel()
-            first = end
         self._source = torch.cat(source).to(device)
         self._place = place.to(device)
 
@@ -214,7 +223,7 @@ class _TransformerState(State):
         self._core = core
         like = core.start
         self._static = like.new_zeros((0, core.width))
-        self._lengths = torch.zeros(0, dtype=torch.int64, device=like.device)
+        self._lengths = torch.zeros(0, dtype=torch.int64)  # on the CPU: they decide shapes
         # (layers, keys and values, slots, draws, heads, features)
         shape = (len(core.blocks), 2, 0, _LEAST_CAPACITY, core.heads, core.size // core.heads)
         self._cache = like.new_zeros(shape)
@@ -226,11 +235,10 @@ class _TransformerState(State):
         missing = int(slots.max()) + 1 - len(self._lengths)
         if missing > 0:
             missing = max(missing, len(self._lengths))
-            self._static, self._lengths = (
-                torch.cat([x, x.new_zeros((missing, *x.shape[1:]))]) for x in (self._static, self._lengths)
-            )
+            self._static = torch.cat([self._static, self._static.new_zeros((missing, self._core.width))])
+            self._lengths = torch.cat([self._lengths, self._lengths.new_zeros(missing)])
             self._widen(2, missing)
-        self._lengths[slots] = 0
+        self._lengths[slots.cpu()] = 0
         self._static[slots] = static + self._core.start
         if self._core.prefix:
             self._advance(slots, self._static[slots])
@@ -240,23 +248,34 @@ class _TransformerState(State):
         return self._advance(slots, tokens if self._core.prefix else tokens + self._static[slots])
 
     def _advance(self, slots: Tensor, x: Tensor) -> Tensor:
-        core, place = self._core, self._lengths[slots]
-        longest = int(place.max()) + 1 if len(slots) else 0
-        capacity = self._cache.shape[3]
-        if longest > capacity:
-            self._widen(3, max(longest - capacity, capacity))
-        turn = core.rotation(place)
-        seen = (torch.arange(longest, device=place.device) <= place[:, None])[:, None, None]
-        for cache, module in zip(self._cache, core.blocks, strict=True):
+        if not len(slots):
+            return x
+        lengths, order = (self._lengths[slots.cpu()] + 1).sort(descending=True)
+        ranges = bands(lengths)
+        order, place = order.to(x.device), (lengths - 1).to(x.device)
+        slots, x = slots[order], x[order]
+        more = int(lengths[0]) - self._cache.shape[3]
+        if more > 0:
+            self._widen(3, max(more, self._cache.shape[3]))
+        turn = self._core.rotation(place)
+        for cache, module in zip(self._cache, self._core.blocks, strict=True):
             block = cast("_Block", module)
-            q, k, v = block.project(x, turn).unbind(1)
-            cache[0, slots, place], cache[1, slots, place] = k.to(cache.dtype), v.to(cache.dtype)
-            keys, values = (part[:, :longest][slots].transpose(1, 2) for part in cache)
-            attended = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=seen)
-            x = block.finish(x, attended.flatten(1))
-        self._lengths[slots] = place + 1
-        output: Tensor = core.norm(x)
-        return output
+            made = block.project(x, turn)
+            cache[:, slots, place] = made[:, 1:].transpose(0, 1).to(cache.dtype)
+            attended = [
+                self._attend(made[a:b, 0], cache[:, :, :longest], slots[a:b], place[a:b]) for a, b, longest in ranges
+            ]
+            x = block.finish(x, torch.cat(attended))
+        self._lengths[slots.cpu()] = lengths
+        output: Tensor = self._core.norm(x)
+        return torch.empty_like(output).index_copy_(0, order, output)
+
+    @staticmethod
+    def _attend(q: Tensor, cache: Tensor, slots: Tensor, place: Tensor) -> Tensor:
+        """What queries (n, heads, F) of slots get from the draws up to their place, (n, hidden)."""
+        keys, values = cache[:, slots].transpose(2, 3)
+        seen = (torch.arange(keys.shape[2], device=place.device) <= place[:, None])[:, None, None]
+        return F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=seen).flatten(1)
 
     def _widen(self, axis: int, more: int) -> None:
         shape = list(self._cache.shape)
