@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from etalumis.execution import TraceBatch
 from etalumis.networks import InferenceNetwork, banks_of, pack, rows_of
 from etalumis.networks.banks import Bank, normal
-from etalumis.optim import PolynomialDecay, RowAdam, RowOptimizer, RowSGD, clip_grad_norm
+from etalumis.optim import (
+    Accumulation,
+    MultiStep,
+    PolynomialDecay,
+    RowAdam,
+    RowOptimizer,
+    RowSGD,
+    clip_grad_norm,
+    scaled_lr,
+)
 from network_models import SMALL, every_family, gradients, small, traces
 
 ROWS = 11
@@ -209,6 +218,9 @@ def test_state_of_another_network_or_optimiser_is_refused() -> None:
         (lambda m: RowAdam(m, betas=(1.0, 0.9)), "betas"),
         (lambda m: RowSGD(m, momentum=1.0), "momentum"),
         (lambda m: PolynomialDecay(RowSGD(m), 0), "iterations"),
+        (lambda m: MultiStep(RowSGD(m), 0), "iterations"),
+        (lambda m: MultiStep(RowSGD(m), 9, milestones=(0.5, 0.2)), "rising"),
+        (lambda m: MultiStep(RowSGD(m), 9, milestones=(3,)), "shares of the training"),
     ],
 )
 def test_wrong_settings_are_named(make: Callable[[nn.Module], object], match: str) -> None:
@@ -313,3 +325,97 @@ def test_polynomial_decay(power: int) -> None:
     again = PolynomialDecay(RowSGD(Rows(), lr=1.0), 10, power=power, end_lr=0.1)
     again.load_state_dict(schedule.state_dict())
     assert again.last_epoch == 13
+
+
+def test_multi_step() -> None:
+    optimizer = RowSGD(Rows(), lr=1.0)
+    schedule = MultiStep(optimizer, 10, milestones=(0.2, 0.75), gamma=0.5)
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == [1.0] * 2 + [0.5] * 6 + [0.25] * 4
+    again = RowSGD(Rows(), lr=4.0)
+    MultiStep(again, 20, milestones=(0.5,), gamma=0.5).load_state_dict(schedule.state_dict())
+    assert again.param_groups[0]["lr"] == 2.0, "a longer training with another rate goes by its own settings"
+
+
+@pytest.mark.parametrize(
+    ("rule", "factor"),
+    [("none", 1.0), ("sub_square_root", 2.0), ("square_root", 4.0), ("linear", 16.0), (0.75, 8.0), (0, 1.0)],
+)
+def test_learning_rates_scale_with_the_minibatch(rule: str | float, factor: float) -> None:
+    assert scaled_lr(1e-3, rule, minibatch=4096, reference=256) == pytest.approx(1e-3 * factor)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reference", "match"),
+    [
+        ("cubic", 64, "give none, sub_square_root, square_root, linear"),
+        (2.0, 64, "exponent of 0 to 1"),
+        ("linear", None, "needs reference_minibatch"),
+        ("linear", 0, "at least 1"),
+    ],
+)
+def test_scaling_that_can_not_be_is_named(rule: str | float, reference: int | None, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        scaled_lr(1e-3, rule, 256, reference)
+
+
+@pytest.mark.parametrize("sizes", [(20, 20, 20), (31, 4, 25), (60,), (17, 43)])
+def test_accumulated_gradients_are_those_of_the_joined_minibatch(batch: TraceBatch, sizes: tuple[int, ...]) -> None:
+    """Parts of any size, of which trainers take the mean of the means; also fewer parts than were announced."""
+    network = small(batch)
+    optimizer = RowAdam(network)
+    network.loss(pack(batch, network.layout))[0].backward()
+    joined = gradients(network)
+    for announced in {len(sizes), 4}:
+        optimizer.zero_grad()
+        accumulation = Accumulation()
+        start = 0
+        for size in sizes:
+            part = pack(batch.select(np.arange(start, start + size)), network.layout)
+            (network.loss(part)[0] / announced * accumulation.add(part.num_traces)).backward()
+            start += size
+        assert accumulation.traces == len(batch) == start
+        accumulation.finish(optimizer, announced)
+        assert accumulation.traces == 0
+        found = gradients(network)
+        assert sum(float(gradient.norm()) for gradient in found.values()) > 1.0
+        for name, gradient in joined.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_step_looks_for_parameters_only_after_growth(batch: TraceBatch) -> None:
+    network = small(batch)
+    optimizer = RowAdam(network)
+    before = optimizer.parts.dense
+    train(network, optimizer, batch, range(2))
+    assert optimizer.parts.dense is before
+    for bank in banks_of(network).values():
+        bank.grow(bank.capacity)
+    assert optimizer.parts.dense is not before
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in network.parameters()}
+
+
+def test_state_of_small_rows_follows_their_pages() -> None:
+    """Moments of small rows of all pages stand in one table, which grows with the pages."""
+    rows = Rows()
+    optimizer = RowAdam(rows, lr=0.1)
+    steps = list(gradients_of_steps(6))
+    for made in steps:
+        optimizer.zero_grad()
+        give(rows, made)
+        optimizer.step()
+    before = optimizer.state_dict()["state"]["small"]
+    rows.small.grow(2 * rows.small.capacity)
+    give(rows, steps[0])
+    optimizer.zero_grad()
+    rows.small.accumulate(torch.tensor([len(rows.small) - 1, 0]), torch.ones(2, 5).double())
+    optimizer.step()
+    after = optimizer.state_dict()["state"]["small"]
+    assert len(after["step"]) == ROWS + 2 * rows.small.capacity
+    assert after["step"][-1] == 1
+    assert after["step"][0] == before["step"][0] + 1
+    assert torch.equal(after["exp_avg"][1:ROWS], before["exp_avg"][1:])

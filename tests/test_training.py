@@ -23,7 +23,7 @@ from etalumis.conf.build import ConfigError, build
 from etalumis.conf.compose import compose, plain
 from etalumis.conf.help import choices
 from etalumis.distributions import Normal
-from etalumis.lit_models.fit import fit, make_network, summary
+from etalumis.lit_models.fit import build_optimizer, fit, make_network, summary
 from etalumis.lit_models.inference_network import LitInferenceNetwork
 from etalumis.networks import CheckpointError, InferenceNetwork, banks_of, checkpoint
 from etalumis.simulators.classics import branching, gaussian
@@ -66,6 +66,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for make, count in ((gaussian_model, 1500), (tau_model, 200), (branching_model, 100)):
         name = make().name
         simulate(make, path / name, count, model=name, workers=0, chunk_size=100)
+    simulate(branching_model, path / "uneven", 130, model="branching", workers=0, chunk_size=100)
     return path
 
 
@@ -271,7 +272,7 @@ def test_accumulation_equals_larger_steps_by_hand(data: Path, tmp_path: Path) ->
     datamodule = build(config["data"])
     network = make_network(config["network"], datamodule)
     datamodule.attach(network.layout)
-    optimizer = build(config["optimizer"])(network)
+    optimizer = build_optimizer(config["optimizer"])[0](network)
     batches = list(datamodule.train_dataloader())
     assert len(batches) % 2 == 0
     for first in range(0, len(batches), 2):
@@ -283,6 +284,42 @@ def test_accumulation_equals_larger_steps_by_hand(data: Path, tmp_path: Path) ->
         theirs = module.network.state_dict()[name]
         if isinstance(ours, torch.Tensor):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_uneven_minibatches_count_by_their_traces(data: Path, tmp_path: Path) -> None:
+    """One iteration of plain descent with rate 1 moves by the mean gradient over all its traces."""
+    words = ["trainer.accumulate_grad_batches=7", "trainer.max_epochs=1", "trainer.gradient_clip_val=null"]
+    words += ["optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0", "scheduler=constant"]
+    words += ["data.valid_fraction=0.0", "data.batch_size=90"]
+    module = train(data / "uneven", tmp_path, *words)
+    assert module.trainer.global_step == 1
+    config = settings(data / "uneven", tmp_path, *words)
+    datamodule = build(config["data"])
+    network = make_network(config["network"], datamodule)
+    datamodule.attach(network.layout)
+    before = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
+    optimizer = build_optimizer(config["optimizer"])[0](network)
+    batches = list(datamodule.train_dataloader())
+    assert len(batches) < 7
+    assert len({batch.num_traces for batch in batches}) > 1
+    for batch in batches:
+        (network.loss(batch)[0] * (batch.num_traces / datamodule.order.traces)).backward()
+    optimizer.step()
+    moved = 0.0
+    for name, ours in network.state_dict().items():
+        if isinstance(ours, torch.Tensor):
+            torch.testing.assert_close(ours, module.network.state_dict()[name], rtol=1e-4, atol=1e-6, msg=name)
+            moved += float((ours - before[name]).norm())
+    assert moved > 0.1
+
+
+def test_learning_rate_scales_with_the_whole_minibatch(data: Path, tmp_path: Path) -> None:
+    words = ["optimizer.lr=1e-3", "optimizer.scaling=square_root", "optimizer.reference_minibatch=16"]
+    words += ["trainer.accumulate_grad_batches=4", "scheduler=constant", "trainer.max_epochs=1"]
+    module = train(data / "branching", tmp_path, *words)
+    assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(4e-3)
+    with pytest.raises(ValueError, match="needs reference_minibatch"):
+        train(data / "branching", tmp_path / "other", "optimizer.scaling=linear")
 
 
 @pytest.mark.parametrize(("limit", "clipped"), [(1e-3, True), (1e9, False)])

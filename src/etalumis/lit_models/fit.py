@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from etalumis.callbacks import Export, Paused, Throughput, is_trial
+from etalumis.callbacks import Export, Paused, Position, Throughput, is_trial
 from etalumis.conf.build import ConfigError, build
 from etalumis.datamodules.traces import TracesDataModule
 from etalumis.lit_models.files import CheckpointFiles
-from etalumis.lit_models.inference_network import VALID_LOSS, LitInferenceNetwork
+from etalumis.lit_models.inference_network import VALID_LOSS, LitInferenceNetwork, MakeOptimizer
 from etalumis.lit_models.resume import check_checkpoint, clear, find_checkpoint
-from etalumis.networks import InferenceNetwork
+from etalumis.networks import InferenceNetwork, ProposalError
+from etalumis.optim import scaled_lr
+from etalumis.storage.manifest import write_atomically
 
 # Said by Lightning about things that are meant.
 MEANT = (
@@ -41,6 +44,7 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
         DatasetError: a dataset is missing or damaged.
         CheckpointError: the checkpoint to go on from is damaged.
         ConfigError: settings that don't go together, or an output folder that holds another training.
+        ProposalError: the weights have blown up; result.json says so.
         Paused: on SIGTERM, SIGUSR1 or at the time limit; everything is saved.
         KeyboardInterrupt: on Ctrl-C; says how to go on.
     """
@@ -61,6 +65,10 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
         except Paused as paused:
             if paused.signal == signal.SIGINT:
                 raise KeyboardInterrupt(str(paused)) from None
+            raise
+        except ProposalError as error:
+            if not trial:
+                write_diverged(output / "result.json", trainer.global_step, error)
             raise
         except SystemExit:  # what Lightning makes of a second Ctrl-C
             if trainer.interrupted:
@@ -83,8 +91,16 @@ def make_module(config: Mapping[str, Any]) -> tuple[LitInferenceNetwork, TracesD
     assert isinstance(data, TracesDataModule)
     network = make_network(config["network"], data)
     data.attach(network.layout)
-    optimizer, scheduler = build(config["optimizer"]), build_optional(config["scheduler"])
-    return LitInferenceNetwork(network, optimizer, scheduler, settings=dict(config)), data
+    optimizer, scale = build_optimizer(config["optimizer"])
+    scheduler = build_optional(config["scheduler"])
+    return LitInferenceNetwork(network, optimizer, scheduler, dict(config), scale), data
+
+
+def build_optimizer(group: Mapping[str, Any]) -> tuple[MakeOptimizer, Callable[[float, int], float]]:
+    """From a network to its optimiser, and from (learning rate, traces to an iteration) to the learning rate."""
+    settings = dict(group)
+    rule, reference = settings.pop("scaling", "none"), settings.pop("reference_minibatch", None)
+    return build(settings), lambda lr, minibatch: scaled_lr(lr, rule, minibatch, reference)
 
 
 def with_minibatch(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,6 +135,12 @@ def summary(module: LitInferenceNetwork) -> str:
     return "\n".join(sorted(lines, key=lambda line: line.startswith(" ")))
 
 
+def write_diverged(path: Path, steps: int, error: ProposalError) -> None:
+    """Note that a training came to no good end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps({"diverged": str(error), "steps": steps}, indent=2) + "\n").encode())
+
+
 def make_network(settings: Mapping[str, Any], data: TracesDataModule) -> InferenceNetwork:
     """A network with rows for every address of the data, and room for every observation."""
     return InferenceNetwork.for_batches(dict(settings), data.batches(), simulator=data.model)
@@ -145,7 +167,7 @@ def make_trainer(config: Mapping[str, Any], validation: bool, callbacks: Sequenc
         raise ConfigError("trainer.max_time stops without saving where it is; give time_limit=DD:HH:MM:SS")
     parts = {
         "plugins": [CheckpointFiles()],
-        "callbacks": [*callbacks, *(build(c) for c in callbacks_of(config["callbacks"] or {}, validation))],
+        "callbacks": [Position(), *callbacks, *(build(c) for c in callbacks_of(config["callbacks"] or {}, validation))],
         "logger": build_optional(config["logger"]) or False,
         "enable_progress_bar": False,  # callbacks.progress shows the whole training
     }

@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from etalumis.networks import InferenceNetwork, TrainingBatch, checkpoint
-from etalumis.optim import clip_grad_norm
+from etalumis.optim import Accumulation, clip_grad_norm
 
 TRAIN_LOSS = "loss/train"
 VALID_LOSS = "loss/valid"
+KNOWN_LOSS = "loss/valid_known"
+UNKNOWN_DRAWS = "unknown_draws"
 
 MakeOptimizer = Callable[[InferenceNetwork], Optimizer]
 MakeScheduler = Callable[..., Any]
@@ -28,8 +30,14 @@ class LitInferenceNetwork(LightningModule):
         scheduler: from (optimiser, number of iterations of the whole training) to a learning rate schedule that
             is stepped once per iteration; None keeps the learning rate.
         settings: how all this was configured; plain JSON, kept in checkpoints.
+        scale: from the optimiser's learning rate and the traces to an iteration, over all ranks and everything
+            accumulated, to the learning rate to begin with; None takes the optimiser's.
 
-    Logs ``loss/train``, ``loss/valid`` (mean over traces, whatever the sizes of minibatches) and the learning rate.
+    An iteration's gradient is that of the mean over all its traces, however they are divided into minibatches.
+
+    Logs ``loss/train`` and the learning rate; in validation ``loss/valid`` (mean over traces, whatever the sizes of
+    minibatches), ``loss/valid_known``, the same without draws of addresses that the network has no row for, which the
+    prior proposes, and the number of these, ``unknown_draws``.
     """
 
     def __init__(
@@ -38,29 +46,50 @@ class LitInferenceNetwork(LightningModule):
         optimizer: MakeOptimizer,
         scheduler: MakeScheduler | None = None,
         settings: Mapping[str, Any] | None = None,
+        scale: Callable[[float, int], float] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.accumulation = Accumulation()
+        self._weight = 1.0
+        self._scale = scale
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._settings = dict(settings or {})
 
     def training_step(self, batch: TrainingBatch, number: int) -> Tensor:
         loss, _ = self.network.loss(batch)
+        self._weight = self.accumulation.add(batch.num_traces)
         self.log(TRAIN_LOSS, loss.detach(), batch_size=batch.num_traces, prog_bar=True)
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
         return loss
+
+    def on_train_start(self) -> None:
+        self.accumulation.start()
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backward pass of a minibatch, weighted by its traces; see :class:`etalumis.optim.Accumulation`."""
+        super().backward(loss if self._weight == 1.0 else loss * self._weight, *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.accumulation.finish(getattr(optimizer, "optimizer", optimizer), self.trainer.accumulate_grad_batches)
 
     def on_train_batch_end(self, outputs: Any, batch: TrainingBatch, number: int) -> None:
         if 0 <= self.trainer.max_steps <= self.trainer.global_step:
             self.trainer.should_stop = True  # validates what is left, which the end by itself does not
 
     def validation_step(self, batch: TrainingBatch, number: int) -> None:
-        loss, _ = self.network.loss(batch)
-        self.log(VALID_LOSS, loss, batch_size=batch.num_traces, prog_bar=True, on_epoch=True, sync_dist=True)
+        loss, info = self.network.loss(batch)
+        how: dict[str, Any] = {"batch_size": batch.num_traces, "on_epoch": True, "sync_dist": True}
+        self.log(VALID_LOSS, loss, prog_bar=True, **how)
+        self.log(KNOWN_LOSS, loss - info["unknown_loss"], **how)
+        self.log(UNKNOWN_DRAWS, info["unknown_draws"], reduce_fx="sum", **how)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.network)
+        if self._scale is not None:
+            group = optimizer.param_groups[0]
+            group["lr"] = self._scale(group["lr"], self._minibatch)
         if self._make_scheduler is None:
             return optimizer
         iterations = self.trainer.estimated_stepping_batches
@@ -71,6 +100,12 @@ class LitInferenceNetwork(LightningModule):
             )
         scheduler = self._make_scheduler(optimizer, int(iterations))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def _minibatch(self) -> int:
+        """Traces to an iteration."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by one of its connectors
+        return int(data.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def configure_gradient_clipping(
         self,

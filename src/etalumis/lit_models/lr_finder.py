@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from etalumis.conf.build import ConfigError, build
-from etalumis.lit_models.fit import MEANT, make_module, make_trainer, with_minibatch
+from etalumis.conf.build import ConfigError
+from etalumis.lit_models.fit import MEANT, build_optimizer, make_module, make_trainer, with_minibatch
 from etalumis.lit_models.inference_network import LitInferenceNetwork
 from etalumis.lit_models.resume import find_checkpoint
 from etalumis.networks import InferenceNetwork, ProposalError, checkpoint
@@ -82,7 +82,7 @@ def range_test(network: InferenceNetwork, data: Any, config: Mapping[str, Any]) 
     trainer["fast_dev_run"] = False
     quiet = {**config, "trainer": config["trainer"] | trainer, "logger": None, "callbacks": {}}
     runner = make_trainer(quiet, validation=False, callbacks=[rising])
-    module = LitInferenceNetwork(copy.deepcopy(network), build(config["optimizer"]))
+    module = LitInferenceNetwork(copy.deepcopy(network), build_optimizer(config["optimizer"])[0])
     with warnings.catch_warnings():
         for message in MEANT:
             warnings.filterwarnings("ignore", message)
