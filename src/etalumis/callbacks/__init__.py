@@ -3,9 +3,20 @@
 from etalumis.callbacks.early_stopping import EarlyStopping
 from etalumis.callbacks.export import Export, is_trial
 from etalumis.callbacks.last import LastCheckpoint
+from etalumis.callbacks.position import Position
 from etalumis.callbacks.progress import Progress
 from etalumis.callbacks.requests import Paused
 from etalumis.callbacks.result import Result
 from etalumis.callbacks.throughput import Throughput
 
-__all__ = ["EarlyStopping", "Export", "LastCheckpoint", "Paused", "Progress", "Result", "Throughput", "is_trial"]
+__all__ = [
+    "EarlyStopping",
+    "Export",
+    "LastCheckpoint",
+    "Paused",
+    "Position",
+    "Progress",
+    "Result",
+    "Throughput",
+    "is_trial",
+]

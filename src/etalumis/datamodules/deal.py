@@ -98,10 +98,8 @@ class Plan:
         for number, before in enumerate(dealt):
             groups, sequence = _plan(buckets, before.world_size, (seed, _DEAL, position.epoch, number))
             taken = np.bincount(sequence[: before.iterations], minlength=len(buckets)).tolist()
-            left = [_left(b, g, before.world_size) for b, g in zip(buckets, groups, strict=True)]
             buckets = [
-                [m for group in g[count:] for m in group] + over
-                for g, count, over in zip(groups, taken, left, strict=True)
+                _rest(b, g, count, before.world_size) for b, g, count in zip(buckets, groups, taken, strict=True)
             ]
         groups, sequence = _plan(buckets, world_size, (seed, _DEAL, position.epoch, len(dealt)))
         self.left_out = sum(size(m) for b, g in zip(buckets, groups, strict=True) for m in _left(b, g, world_size))
@@ -166,3 +164,14 @@ def _donated(groups: list[tuple[Minibatch, ...]], wanted: int) -> list[Minibatch
 def _left(bucket: Sequence[Minibatch], groups: Sequence[tuple[Minibatch, ...]], world_size: int) -> list[Minibatch]:
     """A bucket's minibatches that are in none of its iterations."""
     return list(bucket[len(groups) * world_size :])
+
+
+def _rest(
+    bucket: Sequence[Minibatch], groups: Sequence[tuple[Minibatch, ...]], count: int, world_size: int
+) -> list[Minibatch]:
+    """A bucket's minibatches after so many of its iterations."""
+    end = count * world_size
+    dealt = [minibatch for group in groups[:count] for minibatch in group]
+    if end <= len(bucket) and all(m is before for m, before in zip(dealt, bucket[:end], strict=True)):
+        return list(bucket[end:])
+    return [m for group in groups[count:] for m in group] + _left(bucket, groups, world_size)
