@@ -224,8 +224,8 @@ class _TransformerState(State):
         like = core.start
         self._static = like.new_zeros((0, core.width))
         self._lengths = torch.zeros(0, dtype=torch.int64)  # on the CPU: they decide shapes
-        # (layers, keys and values, slots, draws, heads, features)
-        shape = (len(core.blocks), 2, 0, _LEAST_CAPACITY, core.heads, core.size // core.heads)
+        # (layers, slots, draws, keys and values, heads, features)
+        shape = (len(core.blocks), 0, _LEAST_CAPACITY, 2, core.heads, core.size // core.heads)
         self._cache = like.new_zeros(shape)
 
     @torch.no_grad()
@@ -237,7 +237,7 @@ class _TransformerState(State):
             missing = max(missing, len(self._lengths))
             self._static = torch.cat([self._static, self._static.new_zeros((missing, self._core.width))])
             self._lengths = torch.cat([self._lengths, self._lengths.new_zeros(missing)])
-            self._widen(2, missing)
+            self._widen(1, missing)
         self._lengths[slots.cpu()] = 0
         self._static[slots] = static + self._core.start
         if self._core.prefix:
@@ -254,16 +254,16 @@ class _TransformerState(State):
         ranges = bands(lengths)
         order, place = order.to(x.device), (lengths - 1).to(x.device)
         slots, x = slots[order], x[order]
-        more = int(lengths[0]) - self._cache.shape[3]
+        more = int(lengths[0]) - self._cache.shape[2]
         if more > 0:
-            self._widen(3, max(more, self._cache.shape[3]))
+            self._widen(2, max(more, self._cache.shape[2]))
         turn = self._core.rotation(place)
         for cache, module in zip(self._cache, self._core.blocks, strict=True):
             block = cast("_Block", module)
             made = block.project(x, turn)
-            cache[:, slots, place] = made[:, 1:].transpose(0, 1).to(cache.dtype)
+            cache[slots, place] = made[:, 1:].to(cache.dtype)
             attended = [
-                self._attend(made[a:b, 0], cache[:, :, :longest], slots[a:b], place[a:b]) for a, b, longest in ranges
+                self._attend(made[a:b, 0], cache[:, :longest], slots[a:b], place[a:b]) for a, b, longest in ranges
             ]
             x = block.finish(x, torch.cat(attended))
         self._lengths[slots.cpu()] = lengths
@@ -273,7 +273,7 @@ class _TransformerState(State):
     @staticmethod
     def _attend(q: Tensor, cache: Tensor, slots: Tensor, place: Tensor) -> Tensor:
         """What queries (n, heads, F) of slots get from the draws up to their place, (n, hidden)."""
-        keys, values = cache[:, slots].transpose(2, 3)
+        keys, values = cache.index_select(0, slots).permute(2, 0, 3, 1, 4)
         seen = (torch.arange(keys.shape[2], device=place.device) <= place[:, None])[:, None, None]
         return F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=seen).flatten(1)
 
