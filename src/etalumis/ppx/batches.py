@@ -134,7 +134,8 @@ class Batches:
             worker.fault(fault)
             if self._model.strict:
                 traces = f"trace {span.start}" if len(span) == 1 else f"traces {span.start} to {span.stop - 1}"
-                raise worker.error(f"{fault} (in {traces})") from fault
+                blamed = span.start if len(span) == 1 else None
+                raise worker.error(f"{fault} (in {traces})", blamed) from fault
             if len(span) > 1:  # which of them broke it is unknown: ask again for fewer
                 middle = span.start + len(span) // 2
                 self._todo.extendleft((range(middle, span.stop), range(span.start, middle)))

@@ -8,4 +8,12 @@ class ProtocolError(ValueError):
 
 
 class SimulatorError(RuntimeError):
-    """A simulator died, hung, gave up or can't be reached; the message tells its last words."""
+    """A simulator died, hung, gave up or can't be reached; the message tells its last words.
+
+    Attributes:
+        trace_index: of the execution that it did not bring to its end, where one is to blame.
+    """
+
+    def __init__(self, message: str, trace_index: int | None = None) -> None:
+        super().__init__(message)
+        self.trace_index = trace_index

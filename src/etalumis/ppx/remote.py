@@ -300,7 +300,7 @@ class RemoteModel:
                     self.num_dropped += 1
                     return failed_trace(fault, index)
                 if self._policy == "raise" or tried > self._retries:
-                    raise worker.error(f"{fault} (in trace {index}, attempt {tried})") from fault
+                    raise worker.error(f"{fault} (in trace {index}, attempt {tried})", index) from fault
             try:
                 return once(worker.ready())
             except FaultError as raised:
@@ -315,7 +315,7 @@ class RemoteModel:
         worker.fault(fault)
         self.num_failures += 1
         self.failures.append(Failure(index, str(fault), fault.trace, worker.last_output))
-        self._errors[index] = worker.error(f"{fault} (in trace {index})")
+        self._errors[index] = worker.error(f"{fault} (in trace {index})", index)
         if len(self._errors) > _REMEMBERED:
             self._errors.pop(next(iter(self._errors)))
 

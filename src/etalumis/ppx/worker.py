@@ -125,14 +125,14 @@ class Worker:
             return f"the simulator at {self._launch.address}"
         return f"simulator {self.number} ({' '.join(self._launch.command)})"
 
-    def error(self, reason: str) -> SimulatorError:
-        """An error that tells the simulator's last words."""
+    def error(self, reason: str, trace_index: int | None = None) -> SimulatorError:
+        """An error that tells the simulator's last words, in the execution of a trace where one is to blame."""
         output = self.last_output if self._process is None else self._process.output()
         if self._launch.command is None:
             hint = "is it running, and does it serve one engine only?"
-            return SimulatorError(f"{self.describe()} {reason}; {hint}")
+            return SimulatorError(f"{self.describe()} {reason}; {hint}", trace_index)
         tail = f"its last output:\n{output}" if output else "it printed nothing"
-        return SimulatorError(f"{self.describe()} {reason}; {tail}")
+        return SimulatorError(f"{self.describe()} {reason}; {tail}", trace_index)
 
     def _open(self) -> Connection:
         launch = self._launch

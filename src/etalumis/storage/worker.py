@@ -149,12 +149,12 @@ class ChunkRunner:
                     following = int(batch.index[-1]) + 1
             except Exception as error:
                 rest = range(following, span.stop)
-                named = getattr(error, "trace_index", None)
-                index = rest.start if len(rest) == 1 else named if named in rest else None
+                named = getattr(error, "trace_index", rest.start if len(rest) == 1 else None)
+                index = named if named in rest else None
                 if index is not None:
                     failures.add(index, error)
                     todo += [range(index + 1, rest.stop), range(rest.start, index)]
-                elif not self._policy.skips:
+                elif not self._policy.skips or len(rest) < 2:  # or it is no execution that is to blame
                     raise ChunkError(
                         f"the execution of one of traces {rest.start} to {rest.stop - 1}", traceback.format_exc()
                     ) from error
