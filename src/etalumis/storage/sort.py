@@ -104,6 +104,8 @@ class _Sort:
         self, chunk_size: int | None, shard_bytes: float, memory_mb: float, encoding: Mapping[str, Any]
     ) -> Manifest:
         def look() -> tuple[Workshop, Origin, bool]:
+            if any(Path(i).resolve() == self._output.resolve() for i in self._inputs):
+                raise DatasetError(f"{self._output} is an input; choose another folder for the sorted dataset")
             sources = Sources(self._inputs)
             origin = sources.origin(chunk_size, encoding)
             workshop = Workshop(
@@ -167,8 +169,6 @@ class _Sort:
             ) from error
 
     def _refuse_other_data(self) -> None:
-        if any(Path(i).resolve() == self._output.resolve() for i in self._inputs):
-            raise DatasetError(f"{self._output} is an input; choose another folder for the sorted dataset")
         if not self._directory.exists() and (
             (self._output / JOURNAL).exists() or any(self._output.glob("shard-*.tar*"))
         ):
