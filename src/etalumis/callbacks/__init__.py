@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
+from etalumis.callbacks.averaging import Average
 from etalumis.callbacks.early_stopping import EarlyStopping
 from etalumis.callbacks.export import Export, is_trial
 from etalumis.callbacks.last import LastCheckpoint
@@ -10,6 +11,7 @@ from etalumis.callbacks.result import Result
 from etalumis.callbacks.throughput import Throughput
 
 __all__ = [
+    "Average",
     "EarlyStopping",
     "Export",
     "LastCheckpoint",

@@ -20,6 +20,7 @@ from etalumis.networks.network import InferenceNetwork
 
 FORMAT = "etalumis-network"
 VERSION = 1
+AVERAGE = "average"  # where a training checkpoint keeps averaged weights
 _MODULE = "network."
 
 
@@ -54,7 +55,8 @@ def load(path: str | os.PathLike[str], simulator: str | None = None) -> tuple[In
     """Read a network on the CPU and in evaluation mode: one that :func:`save` wrote, or of a training checkpoint.
 
     A training checkpoint is any file that holds, beside its ``state_dict``, what :func:`describe` said, as
-    ``etalumis``; the network is the module called ``network`` there.
+    ``etalumis``; the network is the module called ``network`` there. Where it keeps averaged weights as ``average``,
+    (by name, of a bank the rows that have one) the network gets these.
 
     Args:
         path: of the file.
@@ -71,6 +73,7 @@ def load(path: str | os.PathLike[str], simulator: str | None = None) -> tuple[In
         state = {
             key.removeprefix(_MODULE): value for key, value in content["state_dict"].items() if key.startswith(_MODULE)
         }
+        _put_averages(state, content.get(AVERAGE, {}))
         content = {**content["etalumis"], "state": state, "extra": {}}
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds no etalumis network; `etalumis train` writes files that do")
@@ -86,6 +89,12 @@ def describe(network: InferenceNetwork) -> dict[str, Any]:
         "config": network.config,
         "observations": {name: list(shape) for name, shape in network.layout.observations.items()},
     }
+
+
+def _put_averages(state: dict[str, Any], average: Mapping[str, Any]) -> None:
+    state.update(average.get("dense", {}))
+    for name, rows in average.get("rows", {}).items():
+        state[f"{name}.rows"][rows["ids"]] = rows["rows"]
 
 
 def _restore(content: Mapping[str, Any], origin: str, simulator: str | None) -> InferenceNetwork:
