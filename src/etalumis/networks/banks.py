@@ -56,6 +56,7 @@ class Bank(nn.Module):
         self.capacity = max(1, min(_MOST_ROWS_A_PAGE, _PAGE_BYTES // size))
         self.used = 0
         self.gradient: RowGrad | None = None
+        self._memory: Tensor | None = None
         self._initialise = initialise
         self._seed = seed
         self._frozen = False
@@ -128,8 +129,24 @@ class Bank(nn.Module):
         return not self._frozen
 
     def clear_gradient(self) -> None:
-        """Forget the gradient, as ``zero_grad`` does for dense parameters."""
+        """Forget the gradient, as ``zero_grad`` does for dense parameters; the next one may use its memory."""
         self.gradient = None
+
+    def gradient_buffer(self, count: int) -> Tensor:
+        """Uninitialised rows, (count, *shape), to fill and pass to :meth:`accumulate` at once.
+
+        Their memory is kept from step to step: the first touch of fresh memory costs several times what writing
+        to it does, and a minibatch of many addresses has gradients of hundreds of megabytes.
+        """
+        like, memory = self._anchor, self._memory
+        if self.gradient is not None:
+            return like.new_empty((count, *self.shape))
+        if memory is None or len(memory) < count or (memory.dtype, memory.device) != (like.dtype, like.device):
+            memory = self._memory = like.new_empty((count, *self.shape))
+        return memory[:count]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_memory": None}
 
     def accumulate(self, ids: Tensor, rows: Tensor) -> None:
         """Add to the gradient of distinct rows. ``rows`` becomes the bank's own: pass a tensor nobody else keeps."""
@@ -241,7 +258,7 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
         if ctx.bank.wants_gradient:
             # A copy: autograd may hand out one buffer, or an expanded view, several times.
-            ctx.bank.accumulate(ctx.ids, gradient.to(ctx.bank.dtype, copy=True).contiguous())
+            ctx.bank.accumulate(ctx.ids, ctx.bank.gradient_buffer(len(ctx.ids)).copy_(gradient))
         none: tuple[None, ...] = (None,) * (2 + ctx.pages)
         return none
 

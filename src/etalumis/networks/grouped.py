@@ -19,6 +19,8 @@ from torch import Tensor
 from etalumis.networks.autocast import without_autocast
 from etalumis.networks.banks import Bank
 
+_MANY_DRAWS = 16  # of an address, from which on a product in bf16 pays on a CPU
+
 
 class Run(NamedTuple):
     """``number`` groups of ``size`` draws each, side by side: the first group and the first draw."""
@@ -57,10 +59,12 @@ def grouped_linear(x: Tensor, weight: Bank, bias: Bank, groups: Groups) -> Tenso
         groups: which draws use which row.
 
     Returns:
-        (n, outputs), in the autocast dtype where autocast is on, else in the dtype of ``x``.
+        (n, outputs), in the dtype of ``weight``. Under autocast the products are in its dtype, but for those on a CPU
+        that have so few draws an address that casting the weights would cost more.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    device, dtype = x.device.type, weight.dtype
+    if torch.is_autocast_enabled(device) and (device != "cpu" or len(x) >= _MANY_DRAWS * len(groups.rows)):
+        dtype = torch.get_autocast_dtype(device)
     function = _GROUPED_LINEAR[device]
     y: Tensor = function.apply(x, weight, bias, groups, dtype, *weight.pages, *bias.pages)
     return y
@@ -82,13 +86,16 @@ class _GroupedLinear(torch.autograd.Function):
         rows = zip(weight.views(groups.rows, dtype), bias.views(groups.rows, dtype), strict=True)
         for (x_k, y_k), (w, b) in zip(parts, rows, strict=True):
             torch.addmm(b, x_k, w, out=y_k)
-        return y
+        return y.to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         weight, bias, groups = ctx.weight, ctx.bias, ctx.groups
-        sizes = list(groups.sizes)
+        sizes, ids = list(groups.sizes), torch.tensor(groups.rows)
+        if bias.wants_gradient:
+            member = torch.repeat_interleave(torch.tensor(sizes)).to(dy.device)
+            bias.accumulate(ids, bias.gradient_buffer(len(ids)).zero_().index_add_(0, member, dy.to(bias.dtype)))
         dy = dy.to(x.dtype).contiguous()
         pieces = torch.split(dy, sizes)
         dx = None
@@ -99,15 +106,13 @@ class _GroupedLinear(torch.autograd.Function):
                 torch.mm(dy_k, w.t(), out=dx_k)
             dx = dx.to(ctx.x_dtype)
         if weight.wants_gradient:
-            dw = x.new_empty((len(sizes), *weight.shape))
+            dw = weight.gradient_buffer(len(ids))
             for x_k, dy_k, dw_k in zip(torch.split(x.t(), sizes, 1), pieces, dw.unbind(0), strict=True):
-                torch.mm(x_k, dy_k, out=dw_k)
-            db = x.new_empty((len(sizes), *bias.shape))
-            for dy_k, db_k in zip(pieces, db.unbind(0), strict=True):
-                torch.sum(dy_k, 0, out=db_k)
-            ids = torch.tensor(groups.rows)
-            weight.accumulate(ids, dw.to(weight.dtype))
-            bias.accumulate(ids, db.to(bias.dtype))
+                if x.dtype == dw.dtype:
+                    torch.mm(x_k, dy_k, out=dw_k)
+                else:
+                    dw_k.copy_(torch.mm(x_k, dy_k))
+            weight.accumulate(ids, dw)
         return (dx, *(None,) * (4 + ctx.pages))
 
 

@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "type_embedding": 8,
     "value_embedding": 4,
     "core": {"kind": "lstm"},
-    "head": {"kind": "per_address", "hidden": None},
+    "head": {"kind": "film", "hidden": None},
     "proposals": {},
     "components": 10,
     "bins": 40,

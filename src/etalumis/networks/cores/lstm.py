@@ -140,7 +140,7 @@ class _LSTMLayer(torch.autograd.Function):
             added = None if static is None else static.to(dtype)
             gates = weight.new_empty((draws, 4 * size))
             hidden, cells, tanh_cells = weight.new_empty((3, draws, size)).unbind(0)
-            blocks = (x.split(batch_sizes) for x in (tokens, gates, hidden, cells, tanh_cells))
+            blocks = (torch.split(x, list(batch_sizes)) for x in (tokens, gates, hidden, cells, tanh_cells))
             h = c = weight.new_zeros((batch_sizes[0] if batch_sizes else 0, size))
             for step, (count, token, gate, new_h, new_c, tanh_c) in enumerate(zip(batch_sizes, *blocks, strict=True)):
                 if added is None:
@@ -158,14 +158,14 @@ class _LSTMLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gates, hidden, cells, tanh_cells, factor = ctx.saved_tensors
-        sizes, dtype = ctx.batch_sizes, gates.dtype
+        sizes, dtype = list(ctx.batch_sizes), gates.dtype
         with torch.autocast(gates.device.type, enabled=False):
             dh = upstream.to(dtype, copy=True)
             d_gates = torch.empty_like(gates)
             d_static = None if ctx.static is None else gates.new_zeros(ctx.static[0])
             transposed = factor.t()
-            before, after = cells.split(sizes), dh.split(sizes)
-            blocks = [x.split(sizes) for x in (dh, gates, d_gates, tanh_cells)]
+            before, after = torch.split(cells, sizes), torch.split(dh, sizes)
+            blocks = [torch.split(x, sizes) for x in (dh, gates, d_gates, tanh_cells)]
             d_cell = gates.new_empty((0, factor.shape[0]))
             for step in range(len(sizes) - 1, -1, -1):
                 dh_t, gate, d_gate, tanh_c = (block[step] for block in blocks)
@@ -204,9 +204,9 @@ def _add_product(y: Tensor, x: Tensor, w: Tensor) -> None:
         y += torch.mm(x.to(w.dtype), w)
 
 
-def _weight_gradient(hidden: Tensor, d_gates: Tensor, sizes: tuple[int, ...], like: Tensor) -> Tensor:
+def _weight_gradient(hidden: Tensor, d_gates: Tensor, sizes: list[int], like: Tensor) -> Tensor:
     """Σ over steps of (h of the step before)ᵀ (gradient of the step's gates): one product; the first step has none."""
-    before = [h[:count] for h, count in zip(hidden.split(sizes), sizes[1:], strict=False)]
+    before = [h[:count] for h, count in zip(torch.split(hidden, sizes), sizes[1:], strict=False)]
     if not before:
         return torch.zeros_like(like, dtype=hidden.dtype)
     even = sizes[0] == sizes[-1]
