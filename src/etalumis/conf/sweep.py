@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from etalumis.conf.compose import compose, plain
 
 _OWN = ("search", "output", "time_limit")  # settings of the search itself, not of its points
 _MOST = 10_000
+_ODD = re.compile(r"[^\w.+-]+")  # what needs quotes on a command line
 
 
 class Point(NamedTuple):
@@ -85,7 +87,7 @@ def _point(swept: Mapping[str, str], words: Sequence[str], own: Sequence[str], c
         size = config["minibatch"] or config["data"]["batch_size"] * config["trainer"]["accumulate_grad_batches"]
         words += ["trainer.max_epochs=-1", f"trainer.max_steps={max(1, round(traces / size))}"]
     values = {key.lstrip("+"): _value(config, key.lstrip("+"), value) for key, value in swept.items()}
-    return Point(name.replace("/", "-"), values, tuple(words))
+    return Point(_ODD.sub("-", name), values, tuple(words))
 
 
 def _value(config: Mapping[str, Any], key: str, text: str) -> Any:
@@ -94,6 +96,12 @@ def _value(config: Mapping[str, Any], key: str, text: str) -> Any:
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
     return text if found is None or isinstance(found, Mapping) else found
+
+
+def quoted(key: str, text: str) -> str:
+    """An override with any text as its value."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'
 
 
 def _root(override: Override) -> str:

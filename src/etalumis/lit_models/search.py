@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from etalumis.callbacks.requests import Paused, StopRequests, seconds_of
 from etalumis.conf.build import ConfigError
 from etalumis.conf.simulation import cores
-from etalumis.conf.sweep import Point, expand
+from etalumis.conf.sweep import Point, expand, quoted
 from etalumis.lit_models.inference_network import VALID_LOSS
 from etalumis.report.training import draw_search
 from etalumis.storage.manifest import write_atomically
@@ -163,7 +163,7 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     lock, config_dir, threads = how
     folder = folder_of(output, point)
-    words = [*point.overrides, f"output={folder}", f"threads={threads or max(1, cores() // workers)}"]
+    words = [*point.overrides, quoted("output", str(folder)), f"threads={threads or max(1, cores() // workers)}"]
     words += ["--config-dir", config_dir] if config_dir else []
     command = [sys.executable, "-m", "etalumis.cli", "train", *words]
     with (folder / "log.txt").open("ab") as log:
@@ -183,7 +183,8 @@ def _failure(output: Path, run: Running) -> str | None:
         return f"killed by {signal.Signals(-code).name}"
     log = folder_of(output, run.point) / "log.txt"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"exit code {code}"
+    said = [line for line in lines if line.startswith("etalumis train:")]
+    return (said or lines or [f"exit code {code}"])[-1]
 
 
 def _row(output: Path, point: Point, why: str | None) -> dict[str, Any]:

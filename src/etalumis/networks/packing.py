@@ -139,6 +139,11 @@ class TrainingBatch:
         batch: TrainingBatch = _map(self, lambda x: x.to(device, non_blocking=non_blocking), everything=False)
         return batch
 
+    def double(self) -> TrainingBatch:
+        """The batch for a network in float64."""
+        batch: TrainingBatch = _map(self, lambda x: x.double() if x.is_floating_point() else x, everything=True)
+        return batch
+
     def pin_memory(self) -> TrainingBatch:
         """The batch in page-locked memory, for transfers that overlap with work."""
         batch: TrainingBatch = _map(self, lambda x: x.pin_memory(), everything=True)
