@@ -6,7 +6,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from etalumis.datamodules.traces import TracesDataModule
+from etalumis.datamodules.tracked import TrackedDataModule
 
 _PROGRESS = "epoch_loop.batch_progress"
 
@@ -17,7 +17,7 @@ class Position(Callback):
     Lightning counts minibatches of one rank. A checkpoint that was made with another number of ranks, or between the
     minibatches of one accumulation, is therefore put right when it is loaded: what of an accumulation was lost is
     done again, and the rest of the epoch counts as the last minibatches of an epoch with as many ranks as there are
-    now. Needs a :class:`.TracesDataModule`; does nothing with other data.
+    now. Needs a :class:`.TrackedDataModule`; does nothing with other data.
     """
 
     def on_train_batch_end(
@@ -35,7 +35,7 @@ class Position(Callback):
         epochs, progress = loops["epoch_progress"]["current"], loops[_PROGRESS]
         if epochs["ready"] == epochs["processed"]:
             return  # between two epochs: nothing is counted
-        if epochs["processed"] == data.position.epoch:
+        if epochs["processed"] == data.epoch:
             _put_right(progress, data.resumed.before, data.resumed.minibatches)
         elif data.resumed.world_size != data.world_size:  # at the end of an epoch
             _put_right(progress, progress["current"]["processed"], data.epoch_length)
@@ -61,6 +61,6 @@ def _put_right(progress: dict[str, Any], counted: int, meant: int) -> None:
             counts[key] = counts[key] + shift if finished else end
 
 
-def _data(trainer: Trainer) -> TracesDataModule | None:
+def _data(trainer: Trainer) -> TrackedDataModule | None:
     data = getattr(trainer, "datamodule", None)
-    return data if isinstance(data, TracesDataModule) else None
+    return data if isinstance(data, TrackedDataModule) else None

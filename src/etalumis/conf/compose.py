@@ -20,7 +20,7 @@ _COUNTS |= {"shard_traces"}
 _NUMBERS |= {"max_failures", "timeout"}
 _NUMBERS |= {"checkpoint_minutes", "decay", "gamma"}
 _COUNTS |= {"reference_minibatch"}
-_COUNTS |= {"max_draws", "buckets", "mixing"}
+_COUNTS |= {"max_draws", "buckets", "mixing", "epoch_traces", "sample_traces"}
 _NUMBERS |= {"test_fraction", "limit"}
 _OPEN = {"simulator", "observe"}  # what stands there is the user's
 

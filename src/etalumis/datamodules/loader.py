@@ -120,6 +120,7 @@ class Ahead(Iterator[T]):
         while True:
             self._room.acquire()
             if self._closed:
+                getattr(items, "close", lambda: None)()  # in the thread that ran it
                 return
             try:
                 self._ready.put((next(items), None))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,3 +108,26 @@ class Sources:
         """Close all files; reading opens them again."""
         for dataset in self.datasets:
             dataset.close()
+
+
+class HeldChunk(NamedTuple):
+    """A chunk in memory: its number of traces, and its bytes."""
+
+    traces: int
+    memory: int
+
+
+class Held:
+    """Traces in memory, as chunks to read from."""
+
+    def __init__(self, batches: Iterable[TraceBatch]) -> None:
+        self._batches = list(batches)
+        self.chunks = [HeldChunk(len(b), sum(a.nbytes for a in b.to_arrays()[0].values())) for b in self._batches]
+
+    def read(self, number: int) -> TraceBatch:
+        """Chunk ``number``."""
+        return self._batches[number]
+
+    def batches(self) -> Iterator[TraceBatch]:
+        """All chunks in order."""
+        return iter(self._batches)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from pytorch_lightning import LightningDataModule
 
 from etalumis.datamodules.deal import Order, Plan, Position
 from etalumis.datamodules.loader import Loader, cores, quick_start
@@ -16,6 +15,7 @@ from etalumis.datamodules.reading import Minibatches, Reader
 from etalumis.datamodules.sampler import RankSampler
 from etalumis.datamodules.sources import Sources
 from etalumis.datamodules.split import Side, Split, limited
+from etalumis.datamodules.tracked import Resumed, TrackedDataModule
 from etalumis.execution import TraceBatch
 from etalumis.networks.layout import Layout
 from etalumis.storage import DatasetError
@@ -26,31 +26,12 @@ _SAMPLE = 4096  # traces from which a network takes the constants that standardi
 _MIXING = (8, 64)  # chunks whose minibatches are mixed: of random traces, and of one type each
 
 
-class Resumed(NamedTuple):
-    """Where training was gone on with.
-
-    Attributes:
-        position: in the epoch.
-        world_size: the ranks there were.
-        before: minibatches of each of those ranks that the epoch had had.
-        minibatches: the same in minibatches of as many ranks as there are now.
-    """
-
-    position: Position
-    world_size: int
-    before: int
-    minibatches: int
-
-
-class TracesDataModule(LightningDataModule):
+class TracesDataModule(TrackedDataModule):
     """Training, validation and test minibatches.
 
     Minibatches are packed in loader processes, so that the training process only computes. Where a dataset keeps
     likelihoods instead of observed values, training draws fresh observation noise in every epoch, seeded by
     (seed, epoch, trace); validation noise is always the same.
-
-    Its state is the position in the epoch, counted from the optimiser's finished steps
-    (:class:`etalumis.callbacks.Position`), not from what loader processes have read ahead.
 
     Args:
         train: folder of the dataset to train with, or several, whose address dictionaries are merged by name.
@@ -70,9 +51,8 @@ class TracesDataModule(LightningDataModule):
         seed: of split, order and noise.
 
     Attributes:
-        rank, world_size: which rank of how many reads; the trainer's, once there is one.
+        training_rows: positions of the traces to train with in each chunk of ``train_data``.
         position: how far training is.
-        resumed: where it was gone on with.
 
     Raises:
         DatasetError: a folder holds no whole dataset, or the datasets come from different models.
@@ -115,6 +95,7 @@ class TracesDataModule(LightningDataModule):
             raise DatasetError(f"{train} leaves no traces to train with: lower valid_fraction, or simulate more")
         if limit is not None:
             rows = limited(rows, limit, seed)
+        self.training_rows = rows
         by_type = self.train_data.by_type
         self.order = TrainingOrder(
             _stocks(self.train_data, rows, weights, buckets > 1 or max_draws is not None),
@@ -131,9 +112,7 @@ class TracesDataModule(LightningDataModule):
             held_out = [np.arange(chunk.traces) for chunk in self.valid_data.chunks]
         self.valid_order = ValidationOrder(held_out, batch_size)
         self.test_order = ValidationOrder(_rows(self.train_data, split, "test"), batch_size)
-        self.rank, self.world_size = 0, 1
-        self.position = Position()
-        self.resumed = Resumed(self.position, 1, 0, 0)
+        self.position = self._resumed_at = Position()
         self._minibatches = 0
         settings = (batch_size, valid is None and valid_fraction, test_fraction, limit, weights, buckets, max_draws)
         contents = [(chunk.crc32, chunk.traces) for chunk in self.train_data.chunks]
@@ -147,10 +126,18 @@ class TracesDataModule(LightningDataModule):
     def batches(self) -> Iterator[TraceBatch]:
         """Every storage chunk of all datasets, for a network to learn its addresses from; before them traces drawn
         from all over the training data, for its statistics."""
-        yield self.train_data.sample(_SAMPLE, self._seed)
+        yield self.sample()
         yield from self.train_data.batches()
         if self.valid_data is not self.train_data:
             yield from self.valid_data.batches()
+
+    def sample(self) -> TraceBatch:
+        return self.train_data.sample(_SAMPLE, self._seed)
+
+    def training_batches(self) -> Iterator[TraceBatch]:
+        for number, rows in enumerate(self.training_rows):
+            if len(rows):
+                yield self.train_data.read(number).select(rows)
 
     def attach(self, layout: Layout) -> None:
         """Say which network minibatches are packed for; before any loader is made."""
@@ -158,28 +145,16 @@ class TracesDataModule(LightningDataModule):
 
     # --- ranks and position -----------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        if self.trainer is not None:
-            self.deal_to(self.trainer.global_rank, self.trainer.world_size)
-
-    def deal_to(self, rank: int, world_size: int) -> None:
-        """Say which rank of how many reads; before any loader is made."""
-        self.rank, self.world_size = rank, world_size
+    @property
+    def epoch(self) -> int:
+        return self.position.epoch
 
     @property
     def epoch_length(self) -> int:
-        """Minibatches of this rank in a whole epoch."""
         return len(self._sampler())
 
     def finished(self, epoch: int, minibatches: int, last: bool) -> None:
-        """Note that the optimiser has made a step.
-
-        Args:
-            epoch: counted from 0.
-            minibatches: of this rank in this epoch that are over, with those before a resumption.
-            last: the epoch is over.
-        """
-        start, before = self.resumed.position, self.resumed.minibatches
+        start, before = self._resumed_at, self.resumed.minibatches
         if start.epoch != epoch:
             start, before = Position(epoch), 0
         self.position = Position(epoch + 1) if last else start.after(self.world_size, minibatches - before)
@@ -202,10 +177,10 @@ class TracesDataModule(LightningDataModule):
                 f"the checkpoint stands in the middle of epoch {position.epoch + 1} of other data, or of the same in "
                 "another order: give the datasets, batch_size, fractions, buckets and seed that it was made with"
             )
-        self.position = position
+        self.position = self._resumed_at = position
         # Minibatches are counted from the end of the epoch, so that it is as long as all others.
         done = self.epoch_length - len(Plan(self.order, self.world_size, self._seed, position)) if position.dealt else 0
-        self.resumed = Resumed(position, state_dict["world_size"], state_dict["minibatches"], done)
+        self.resumed = Resumed(state_dict["world_size"], state_dict["minibatches"], done)
         self._minibatches = done
 
     # --- loaders ----------------------------------------------------------------------------------------------
@@ -221,7 +196,7 @@ class TracesDataModule(LightningDataModule):
         return self._fixed(self.train_data, self.test_order)
 
     def _sampler(self) -> RankSampler:
-        return RankSampler(self.order, self._seed, self.rank, self.world_size, self.resumed.position)
+        return RankSampler(self.order, self._seed, self.rank, self.world_size, self._resumed_at)
 
     def _fixed(self, sources: Sources, order: Order) -> Loader | list[Loader]:
         """The same minibatches with the same noise whenever they are read."""

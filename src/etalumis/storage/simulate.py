@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
@@ -157,7 +157,7 @@ def _write(
 ) -> Iterator[int]:
     """Make and write the chunks that my shards lack; yields the executions of each."""
     todo = [number for shard, have in mine.items() for number in layout.of_shard(shard)[have:]]
-    with closing(_chunks(factory, origin, todo, workers, policy)) as chunks:
+    with closing(make_chunks(factory, origin, todo, workers, policy)) as chunks:
         for number in mine:
             with GrowingShard(output, number, layout.of_shard(number)) as shard:
                 while not shard.full:
@@ -166,10 +166,14 @@ def _write(
                     yield chunk.index.counts()["traces"] + len(failures)
 
 
-def _chunks(
-    factory: Factory, origin: Origin, todo: list[int], workers: int, policy: FailurePolicy
+def make_chunks(
+    factory: Factory, origin: Origin, todo: Sequence[int], workers: int, policy: FailurePolicy
 ) -> Generator[Made, None, None]:
-    """The chunks in order, made in this process or in others."""
+    """The chunks of these numbers in order, made in this process (``workers=0``) or in others.
+
+    Raises:
+        SimulationError: an execution failed or a worker died, and the policy does not let it pass.
+    """
     if not todo:
         return
     make, tasks = partial(ChunkRunner, factory, origin, policy), map(ChunkTask, todo)

@@ -1,0 +1,240 @@
+"""Training on traces that are simulated while it goes on, and used once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from etalumis.conf.build import ConfigError
+from etalumis.datamodules.loader import Loader, cores
+from etalumis.datamodules.minibatches import ValidationOrder
+from etalumis.datamodules.reading import Minibatches, Reader
+from etalumis.datamodules.sampler import RankSampler
+from etalumis.datamodules.simulation import Copy, SimulationLoader, Source
+from etalumis.datamodules.sources import Held, Sources
+from etalumis.datamodules.split import limited
+from etalumis.datamodules.tracked import Resumed, TrackedDataModule
+from etalumis.execution import TraceBatch
+from etalumis.networks import InferenceNetwork
+from etalumis.networks.layout import Layout, rows_of
+from etalumis.networks.packing import TrainingBatch, pack
+from etalumis.storage import DatasetError
+from etalumis.storage.failures import FailurePolicy
+
+_APART = 1 << 40  # where the trace indices of validation begin: training never gets there
+_ENDLESS = 1 << 52  # chunks of a training of unknown length
+
+
+class OnlineDataModule(TrackedDataModule):
+    """Training minibatches straight from a simulator: each trace is used once and dropped.
+
+    Processes execute the simulator in storage chunks, each from its number alone, so that a training is the same
+    whatever their number. Trace i is trace i of ``etalumis simulate`` with the same simulator and seed. Minibatches
+    are packed where the network is trained, because it may grow: traces with new addresses add rows to it, between
+    two steps; otherwise (``grow=False``) such draws count with their prior density.
+
+    The traces come from the prior, for which alone the loss trains proposals for p(x | y). Its state is the position
+    in the run of chunks, counted from the optimiser's finished steps. Going on with another number of ranks drops the
+    rest of the chunks that were in work.
+
+    Args:
+        simulator: configuration of the model, as in ``conf/simulator``.
+        valid: folders to validate with; None simulates ``valid_traces`` at the start.
+        valid_traces: see ``valid``; 0 does not validate.
+        epoch_traces: traces to what is called an epoch, rounded up to whole chunks on each rank.
+        batch_size: traces to a minibatch at most, on each rank.
+        chunk_size: traces that a process executes at a time.
+        sample_traces: of the run's beginning, from which the network learns its first addresses, the constants that
+            standardise observations, and what it observes; they are trained with like all others.
+        grow: whether the network gains rows for new addresses.
+        tee: folder of a dataset that all traces are written to as well; with one rank only.
+        workers: simulating processes; 0 simulates in the training process, None takes all cores but one.
+        failures: what a failed execution means, ``"stop"`` or ``"skip"``.
+        cache_mb: MiB of decoded validation chunks to keep.
+        seed: of the traces, and of observation noise.
+
+    Raises:
+        ConfigError: no simulator is chosen.
+        SimulationError: an execution failed or a process died.
+    """
+
+    def __init__(
+        self,
+        simulator: Mapping[str, Any] | None,
+        valid: str | Sequence[str] | None = None,
+        valid_traces: int = 1024,
+        epoch_traces: int = 65_536,
+        batch_size: int = 256,
+        chunk_size: int = 1024,
+        sample_traces: int = 1024,
+        grow: bool = True,
+        tee: str | None = None,
+        workers: int | None = None,
+        failures: str = "stop",
+        cache_mb: float = 512.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not simulator:
+            raise ConfigError("data=online needs a simulator: simulator=tau, for example")
+        for name, value in (("batch_size", batch_size), ("chunk_size", chunk_size), ("epoch_traces", epoch_traces)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        self.workers = max(cores() - 1, 1) if workers is None else workers
+        self.batch_size = batch_size
+        self.source = Source(simulator, seed, chunk_size, self.workers, FailurePolicy(failures))  # type: ignore[arg-type]
+        self._chunk_size = chunk_size
+        self._parts = -(-chunk_size // batch_size)
+        self._epoch_chunks = -(-epoch_traces // chunk_size)
+        self._sample = TraceBatch.concatenate(list(self._made(range(-(-max(sample_traces, 1) // chunk_size)))))
+        self._grow = grow
+        self._tee = tee
+        self._cache_mb = cache_mb
+        self._seed = seed
+        if valid is None:
+            first = _APART // chunk_size + 1
+            self.valid_data: Sources | Held = Held(self._made(range(first, first - (-valid_traces // chunk_size))))
+        else:
+            self.valid_data = Sources([valid] if isinstance(valid, str) else list(valid))
+            if self.valid_data.name != self.source.name:
+                raise DatasetError(
+                    f"{valid} holds traces of {self.valid_data.name!r}, the simulator is {self.source.name!r}"
+                )
+        rows = [np.arange(chunk.traces) for chunk in self.valid_data.chunks]
+        if valid is None and valid_traces:
+            rows = limited(rows, valid_traces, seed)
+        self.valid_order = ValidationOrder(rows, batch_size)
+        self._copy: Copy | None = None
+        self._loader: SimulationLoader | None = None
+        self._place = (0, 0, 0)  # epoch; first chunk; minibatches of this rank from there on
+        self._minibatches = 0
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.source.name
+
+    def batches(self) -> Iterator[TraceBatch]:
+        yield from self.training_batches()
+        yield from self.valid_data.batches()
+
+    def training_batches(self) -> Iterator[TraceBatch]:
+        yield self._sample
+
+    def attach(self, layout: Layout) -> None:
+        """Say which network minibatches are packed for; before any loader is made."""
+        self._layout = layout
+
+    # --- position ---------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        return self._place[0]
+
+    @property
+    def epoch_length(self) -> int:
+        return -(-self._epoch_chunks // self.world_size) * self._parts
+
+    def finished(self, epoch: int, minibatches: int, last: bool) -> None:
+        assert self._loader is not None
+        self._place = (epoch + last, self._place[1], self._loader.given)
+        self._minibatches = 0 if last else minibatches
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position; equal on all ranks."""
+        epoch, first, given = self._place
+        return {
+            "epoch": epoch,
+            "first_chunk": first,
+            "given": given,
+            "minibatches": self._minibatches,
+            "world_size": self.world_size,
+            "form": [self._chunk_size, self._parts, self._epoch_chunks],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a position, maybe with another number of ranks.
+
+        Raises:
+            DatasetError: chunks or epochs are of another size.
+        """
+        if state_dict["form"] != [self._chunk_size, self._parts, self._epoch_chunks]:
+            raise DatasetError(
+                "the checkpoint is of a training with another chunk_size, batch_size or epoch_traces: give its settings"
+            )
+        epoch, first, given, before, ranks = (
+            int(state_dict[key]) for key in ("epoch", "first_chunk", "given", "minibatches", "world_size")
+        )
+        done = before
+        if ranks != self.world_size:
+            first, given = first + -(-given // self._parts) * ranks, 0
+            left = max(self._epoch_chunks - -(-before // self._parts) * ranks, 0)
+            done = max(self.epoch_length - -(-left // self.world_size) * self._parts, 0) if before else 0
+        self._place = (epoch, first, given)
+        self.resumed = Resumed(ranks, before, done)
+        self._minibatches = done
+
+    # --- loaders ----------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> SimulationLoader:
+        epoch, first, given = self._place
+        if self._tee is not None:
+            if self.world_size > 1:
+                raise ConfigError("data.tee writes one dataset: train with one rank, or simulate it beforehand")
+            self._copy = self._copy or self.source.copy_to(self._tee)
+        if self._loader is not None:
+            self._loader.close()
+        begin = given // self._parts  # chunks of this rank that are over
+        limit = None if self.trainer is None else self.trainer.max_epochs
+        end = _ENDLESS
+        if limit is not None and limit >= 0:
+            left = max((limit - epoch) * self.epoch_length - self.resumed.minibatches, 0)
+            end = begin - (-(given % self._parts + left) // self._parts)
+        numbers = range(first + begin * self.world_size + self.rank, first + end * self.world_size, self.world_size)
+        self._loader = SimulationLoader(
+            lambda: self._stream(numbers),
+            self._prepare,
+            self._parts,
+            self.epoch_length,
+            self.resumed.minibatches,
+            given,
+        )
+        return self._loader
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        places = list(RankSampler(self.valid_order, self._seed, self.rank, self.world_size))
+        if not places:
+            return []
+        # Packed here: other processes would not see the network grow.
+        data = Minibatches(Reader(self.valid_data, self._cache_mb), self._layout, ~self._seed, False)
+        return Loader.of(data, places, 0, None)
+
+    def teardown(self, stage: str) -> None:
+        if self._loader is not None:
+            self._loader.close()
+        if self._copy is not None:
+            self._copy.end(complete=self.trainer is not None and self.trainer.state.finished)
+            self._copy = None
+
+    def _stream(self, numbers: Sequence[int]) -> Iterator[tuple[int, TraceBatch]]:
+        for number, chunk in zip(numbers, self.source.chunks(numbers), strict=True):
+            if self._copy is not None:
+                self._copy.write(number, chunk)
+            yield number, self.source.traces(number, chunk)
+
+    def _prepare(self, traces: TraceBatch) -> TrainingBatch:
+        if self._grow:
+            rows = rows_of(traces)
+            if any(self._layout.find(*row).row < 0 for row in rows):
+                assert self.trainer is not None
+                network = self.trainer.lightning_module.network
+                assert isinstance(network, InferenceNetwork)
+                network.grow(rows)
+        return pack(traces, self._layout, seed=self._seed)
+
+    def _made(self, numbers: Sequence[int]) -> Iterator[TraceBatch]:
+        """Traces of some chunks, made in this process."""
+        for number, chunk in zip(numbers, self.source.chunks(numbers, workers=0), strict=True):
+            yield self.source.traces(number, chunk)

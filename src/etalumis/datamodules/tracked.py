@@ -1,0 +1,82 @@
+"""What data modules share that know how far training is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pytorch_lightning import LightningDataModule
+
+from etalumis.execution import TraceBatch
+
+
+class Resumed(NamedTuple):
+    """Where training was gone on with.
+
+    Attributes:
+        world_size: the ranks there were.
+        before: minibatches of each of those ranks that the epoch had had.
+        minibatches: the same in minibatches of as many ranks as there are now.
+    """
+
+    world_size: int = 1
+    before: int = 0
+    minibatches: int = 0
+
+
+class TrackedDataModule(LightningDataModule):
+    """Data whose state is the position in the epoch, counted from the optimiser's finished steps.
+
+    :class:`etalumis.callbacks.Position` tells of them. Rank and number of ranks are the trainer's, never guessed
+    from the environment.
+
+    Attributes:
+        rank, world_size: which rank of how many reads.
+        resumed: where training was gone on with.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank, self.world_size = 0, 1
+        self.resumed = Resumed()
+
+    def setup(self, stage: str) -> None:
+        if self.trainer is not None:
+            self.deal_to(self.trainer.global_rank, self.trainer.world_size)
+
+    def deal_to(self, rank: int, world_size: int) -> None:
+        """Say which rank of how many reads; before any loader is made."""
+        self.rank, self.world_size = rank, world_size
+
+    @abstractmethod
+    def batches(self) -> Iterator[TraceBatch]:
+        """All traces at hand, for a network to learn its addresses from; those of :meth:`sample` come first."""
+
+    def sample(self) -> TraceBatch:
+        """Traces from which a network takes its statistics."""
+        return next(iter(self.batches()))
+
+    def training_batches(self) -> Iterator[TraceBatch]:
+        """Those of the traces at hand that are trained with."""
+        return self.batches()
+
+    @property
+    @abstractmethod
+    def epoch(self) -> int:
+        """The epoch (from 0) of the next minibatch to train with."""
+
+    @property
+    @abstractmethod
+    def epoch_length(self) -> int:
+        """Minibatches of this rank in a whole epoch."""
+
+    @abstractmethod
+    def finished(self, epoch: int, minibatches: int, last: bool) -> None:
+        """Note that the optimiser has made a step.
+
+        Args:
+            epoch: counted from 0.
+            minibatches: of this rank in this epoch that are over, with those before a resumption.
+            last: the epoch is over.
+        """
