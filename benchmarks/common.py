@@ -26,12 +26,13 @@ FULL_REPEATS, QUICK_REPEATS = 5, 3
 
 @dataclass(frozen=True)
 class Result:
-    """One line of a benchmark. ``theirs`` and ``ratio`` are None where only one thing was measured."""
+    """One line of a benchmark. ``theirs`` and ``ratio`` are None where only one thing was measured, ``ours`` too where
+    nothing could be."""
 
     name: str
     ratio: float | None
     target: float | None
-    ours: float
+    ours: float | None
     theirs: float | None
     unit: str
     repeats: int
@@ -181,4 +182,5 @@ def describe(result: Result) -> str:
     ratio = "" if result.ratio is None else f", ratio {result.ratio:g}"
     target = "" if result.target is None else f" (target {result.target:g})"
     note = f"  [{result.note}]" if result.note else ""
-    return f"{result.name}: {result.ours:g}{theirs} {result.unit}{ratio}{target}{note}"
+    ours = "-" if result.ours is None else f"{result.ours:g}"
+    return f"{result.name}: {ours}{theirs} {result.unit}{ratio}{target}{note}"
