@@ -6,12 +6,15 @@ chains (Student, 15 degrees of freedom), below 2e-4 for Markov chains. Seeds are
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import etalumis as et
-from etalumis.distributions import Normal, Uniform
+from etalumis.distributions import Distribution, Normal, Uniform
+from etalumis.execution import Address, AddressBook, Answer, Request
 
 TOLERANCE = 5.0
 OBSERVED = {"obs0": 8.0, "obs1": 9.0}
@@ -83,3 +86,37 @@ def loop_exact() -> float:
         [math.erf((a - 0.3) / 0.1 / math.sqrt(2)) - math.erf(-0.3 / 0.1 / math.sqrt(2)) for a in accepted]
     )
     return float((m * inside / accepted).sum() / (inside / accepted).sum())
+
+
+Proposals = Mapping[str, Callable[[Distribution], Distribution]]
+
+
+class ByHand:
+    """Proposals by the name of a draw; the others come from the prior, as at addresses a network does not know."""
+
+    def __init__(self, proposals: Proposals) -> None:
+        self.proposals = proposals
+        self.proposed = self.beyond = 0
+        self.unknown: dict[Address, int] = {}
+        self.largest = 0
+        self.observed: Mapping[str, Any] = {}
+
+    def proposer(self) -> "ByHand":
+        return ByHand(self.proposals)
+
+    def begin(self, slots: Sequence[int], observe: Mapping[str, Any]) -> None:
+        self.observed = observe
+
+    def propose(self, requests: Sequence[Request], addresses: AddressBook) -> list[Answer]:
+        return [self.answer(request, addresses) for request in requests]
+
+    def answer(self, request: Request, addresses: AddressBook) -> Answer:
+        make = self.proposals.get(request.name)
+        if make is None:
+            address = addresses[request.address]
+            self.unknown[address] = self.unknown.get(address, 0) + 1
+            return request.distribution.draw(request.stream) if request.value is None else request.value, None
+        proposal = make(request.distribution)
+        value = proposal.draw(request.stream) if request.value is None else request.value
+        self.proposed += 1
+        return value, proposal.log_prob(value)

@@ -14,7 +14,7 @@ from etalumis.execution import Observations, Simulator
 from etalumis.inference.calibration import TARP, Calibration, calibrate
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.progress import Progress
-from test_inference_compilation import ByHand
+from inference_checks import ByHand
 
 EVENTS, TRACES = 150, 400
 

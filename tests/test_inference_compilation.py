@@ -1,16 +1,13 @@
 """Proposals in lock-step against exact posteriors: made by hand, and by a network."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import etalumis as et
-from etalumis.distributions import Categorical, Distribution, Normal, Poisson, Uniform
-from etalumis.execution import Address, AddressBook, Answer, Request
+from etalumis.distributions import Categorical, Normal, Poisson, Uniform
 from etalumis.simulators.classics import (
     HiddenMarkov,
     branching,
@@ -26,6 +23,8 @@ from inference_checks import (
     LOOP,
     OBSERVED,
     TOLERANCE,
+    ByHand,
+    Proposals,
     linear,
     linear_exact,
     loop,
@@ -34,40 +33,6 @@ from inference_checks import (
     z_scores,
     z_weighted,
 )
-
-Proposals = Mapping[str, Callable[[Distribution], Distribution]]
-
-
-class ByHand:
-    """Proposals by the name of a draw; the others come from the prior, as at addresses a network does not know."""
-
-    def __init__(self, proposals: Proposals) -> None:
-        self.proposals = proposals
-        self.proposed = self.beyond = 0
-        self.unknown: dict[Address, int] = {}
-        self.largest = 0
-        self.observed: Mapping[str, Any] = {}
-
-    def proposer(self) -> "ByHand":
-        return ByHand(self.proposals)
-
-    def begin(self, slots: Sequence[int], observe: Mapping[str, Any]) -> None:
-        self.observed = observe
-
-    def propose(self, requests: Sequence[Request], addresses: AddressBook) -> list[Answer]:
-        return [self.answer(request, addresses) for request in requests]
-
-    def answer(self, request: Request, addresses: AddressBook) -> Answer:
-        make = self.proposals.get(request.name)
-        if make is None:
-            address = addresses[request.address]
-            self.unknown[address] = self.unknown.get(address, 0) + 1
-            return request.distribution.draw(request.stream) if request.value is None else request.value, None
-        proposal = make(request.distribution)
-        value = proposal.draw(request.stream) if request.value is None else request.value
-        self.proposed += 1
-        return value, proposal.log_prob(value)
-
 
 MEAN = ByHand({"mu": lambda prior: Normal(6.5, 1.5)})
 

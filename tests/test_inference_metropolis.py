@@ -32,6 +32,7 @@ from etalumis.inference.acceptance import Move, Sites, log_acceptance_ratio
 from etalumis.inference.chain import Chain
 from etalumis.inference.kernels import Mixture as KernelMixture
 from etalumis.inference.kernels import RandomWalk
+from etalumis.inference.moves import SingleSite
 from etalumis.simulators.classics import (
     HiddenMarkov,
     branching,
@@ -287,7 +288,9 @@ def test_steps_adapt_in_burn_in_only() -> None:
     walk = RandomWalk(initial=5.0, target=0.44)
     model = et.Model(gaussian)
     observations = et.execution.Observations(OBSERVED)
-    chain = Chain(model, observations, KernelMixture([walk], [1.0]), log_acceptance_ratio, seed=0, number=0)
+    chain = Chain(
+        model, observations, [(1.0, SingleSite(KernelMixture([walk], [1.0]), log_acceptance_ratio))], seed=0, number=0
+    )
     chain.start(200)
     for _ in range(1500):
         chain.step()
@@ -479,7 +482,7 @@ def test_geweke_joint_distribution(engine: Callable[..., et.LMH], wrong: bool) -
     runs: dict[str, list[float]] = {"n": [], "total": [], "scale": []}
     for number in range(24):
         observations = et.execution.Observations({"y": 0.0})
-        chain = Chain(model, observations, settings.kernel(), ratio, seed=number, number=0)
+        chain = Chain(model, observations, [(1.0, SingleSite(settings.kernel(), ratio))], seed=number, number=0)
         chain.freeze()
         noise = Stream(1000 + number)
         chain.start(1)

@@ -31,7 +31,7 @@ ALLOWED_IN = {
     "zmq": {"ppx"},
     "flatbuffers": {"ppx"},
     "arviz": {"inference"} | TOP_ROOMS,
-    "matplotlib": TOP_ROOMS,
+    "matplotlib": {"inference"} | TOP_ROOMS,
     "pythia8mc": {"simulators"},
     "rich": {"inference"} | TOP_ROOMS,
 }

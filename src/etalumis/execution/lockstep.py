@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby, islice
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import greenlet
@@ -40,10 +41,19 @@ class Request(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One execution to make: its trace index, and what it is conditioned on."""
+    """One execution to make.
+
+    Attributes:
+        trace_index: of its random numbers.
+        observations: what it is conditioned on.
+        told: by address id, values of controlled scalar draws that the proposer is told instead of asked for.
+        fixed: by address id, values of other draws.
+    """
 
     trace_index: int
     observations: Observations
+    told: Mapping[int, Any] = MappingProxyType({})
+    fixed: Mapping[int, Any] = MappingProxyType({})
 
 
 class Proposer(Protocol):
@@ -74,12 +84,14 @@ class Slot(Controller, ABC):
         self.job = Job(-1, Observations())
 
     def choose(self, address: int, name: str, distribution: Distribution, control: bool, stream: Stream) -> Answer:
+        job = self.job
         if not control or distribution.shape:
-            return distribution.draw(stream), None
-        return self.wait(Request(self._slot, self.job.trace_index, address, name, distribution, stream))
+            return job.fixed[address] if address in job.fixed else distribution.draw(stream), None
+        value = job.told.get(address)
+        return self.wait(Request(self._slot, job.trace_index, address, name, distribution, stream, value))
 
     def script(self) -> Script:
-        return Script(asks=True)
+        return Script(self.job.fixed, asks=True)
 
     @abstractmethod
     def wait(self, request: Request) -> Answer:
@@ -102,7 +114,7 @@ class Slot(Controller, ABC):
         """Abandon whatever is suspended."""
 
     def execute(self) -> Trace:
-        index, observations = self.job
+        index, observations = self.job[:2]
         return self._model.execute(self, observations, self._stream, index, draw_observations=self._draw_observations)
 
 

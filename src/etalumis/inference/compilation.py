@@ -20,6 +20,7 @@ from etalumis.execution.model import as_observations, met_names
 from etalumis.inference.defensive import Defensive, mixed
 from etalumis.inference.engine import DEFAULT_TRACES, finish
 from etalumis.inference.executions import in_blocks, join
+from etalumis.inference.moves import Proposed
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
 from etalumis.inference.workers import Report, run_tasks
@@ -89,6 +90,19 @@ class IC:
         network: Network = checkpoint.load(self.checkpoint, simulator=simulator)[0]
         return network
 
+    def as_kernel(self, share: float = 0.2, whole: float = 0.5) -> NetworkMoves:
+        """The network as a proposal of Metropolis–Hastings: ``et.RMH(proposals=et.IC(checkpoint).as_kernel())``.
+
+        Chains then jump between modes that the network knows, and walk where it is not sharp.
+
+        Args:
+            share: of a chain's steps.
+            whole: of these, the share that redraws the whole trace; the others redraw a site and what follows it.
+        """
+        if not 0.0 < share <= 1.0 or not 0.0 <= whole <= 1.0:
+            raise ValueError(f"share and whole are shares of moves; got {share} and {whole}")
+        return NetworkMoves(self, share, whole)
+
     def run(
         self,
         model: Simulator,
@@ -128,6 +142,25 @@ class IC:
         with progress_bar("IC", total, "traces", progress) as report:
             outcomes = run_tasks(_execute, plan, tasks, self.workers, report)
         return list(_posteriors(plan, outcomes, started))
+
+
+@dataclass(frozen=True)
+class NetworkMoves:
+    """Moves of Markov chains by a trained network; see :class:`.moves.Proposed`.
+
+    Attributes:
+        engine: whose network it is.
+        share: of a chain's steps.
+        whole: of these moves, the share that redraws the whole trace; the others a site and what follows it.
+    """
+
+    engine: IC
+    share: float
+    whole: float
+
+    def transition(self, model: Simulator) -> Proposed:
+        """The moves of one chain."""
+        return Proposed(self.engine.network(model.name).proposer(), self.whole)
 
 
 class _Plan(NamedTuple):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,24 @@ from etalumis.inference.chain import Chain, Recorder
 from etalumis.inference.engine import DEFAULT_TRACES, left_out, warn
 from etalumis.inference.executions import join
 from etalumis.inference.kernels import Mixture, PriorKernel, RandomWalk
+from etalumis.inference.moves import Dependants, SingleSite, Suffix, Transition
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
 from etalumis.inference.workers import Report, run_tasks
 
 _REPORT_EVERY = 200  # steps between two reports of progress
 _ENOUGH_MOVES = 20  # proposals after which a variable that never moved is worth a warning
+
+
+class ProposedMoves(Protocol):
+    """Moves by a trained network, and the share of steps that they get."""
+
+    @property
+    def share(self) -> float: ...
+
+    def transition(self, model: Simulator) -> Transition:
+        """The moves of one chain."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,10 @@ class LMH:
         starts: draws from the prior of which the likeliest begins a chain.
         branch_share: make this share of the moves at named discrete draws, so that chains change modes (decay
             channels, say) more often; 0 treats all sites alike.
+        suffix_share: of the moves, this share redraws a site and everything after it from the prior.
+        dependants_share: of the moves, this share redraws a discrete site and what depends on it from the prior.
+        proposals: further moves by a trained network, ``IC(checkpoint).as_kernel()``.
+        temper: over this share of the burn-in the likelihood's power rises from 0 to 1.
         workers: processes to run chains in; results do not depend on it.
         keep_observes: keep the parameters of the likelihoods with the traces (for posterior predictive checks).
     """
@@ -51,6 +67,10 @@ class LMH:
     thinning: int = 1
     starts: int = 200
     branch_share: float = 0.0
+    suffix_share: float = 0.0
+    dependants_share: float = 0.0
+    proposals: ProposedMoves | None = None
+    temper: float = 0.0
     workers: int = 1
     keep_observes: bool = False
 
@@ -59,14 +79,26 @@ class LMH:
             raise ValueError(f"chains, thinning and starts must be at least 1, burn_in at least 0; got {self}")
         if not 0.0 <= self.branch_share < 1.0:
             raise ValueError(f"branch_share is a share of the moves below 1; got {self}")
+        others = self.suffix_share + self.dependants_share + (self.proposals.share if self.proposals else 0.0)
+        if min(self.suffix_share, self.dependants_share) < 0.0 or others > 1.0 or not 0.0 <= self.temper <= 1.0:
+            raise ValueError(f"shares of moves are at least 0 and at most 1 together, temper is a share; got {self}")
 
     def kernel(self) -> Mixture:
         """A chain's kernel."""
         return Mixture([PriorKernel()], [1.0])
 
     def log_acceptance(self, move: Move) -> float:
-        """Log of the acceptance ratio of a move."""
+        """Log of the acceptance ratio of a single-site move."""
         return log_acceptance_ratio(move)
+
+    def transitions(self, model: Simulator) -> list[tuple[float, Transition]]:
+        """The kinds of moves of one chain, with their shares."""
+        kinds: list[tuple[float, Transition]] = [(self.suffix_share, Suffix()), (self.dependants_share, Dependants())]
+        if self.proposals is not None:
+            kinds.append((self.proposals.share, self.proposals.transition(model)))
+        rest = 1.0 - sum(share for share, _ in kinds)
+        single = SingleSite(self.kernel(), self.log_acceptance)
+        return [(share, kind) for share, kind in [(rest, single), *kinds] if share > 0.0]
 
     def run(
         self,
@@ -105,7 +137,7 @@ class LMH:
         posterior = _assemble(model, outcomes)
         posterior.info |= {
             "engine": type(self).__name__,
-            "settings": asdict(self),
+            "settings": _plain_settings(self),
             "model": model.name,
             "seed": seed,
             "observed": sorted(observations.values),
@@ -143,6 +175,12 @@ class RMH(LMH):
         return Mixture([PriorKernel(), walk], [self.prior_fraction, 1.0 - self.prior_fraction])
 
 
+def _plain_settings(engine: LMH) -> dict[str, Any]:
+    """Settings that JSON can say."""
+    settings = {field.name: getattr(engine, field.name) for field in fields(engine)}
+    return settings | {"proposals": None if engine.proposals is None else str(engine.proposals)}
+
+
 class _Outcome(NamedTuple):
     """What one chain brings home."""
 
@@ -159,7 +197,8 @@ class _Outcome(NamedTuple):
 def _run_chain(common: tuple[LMH, Simulator, Observations, int], task: tuple[int, int], report: Report) -> _Outcome:
     engine, model, observations, seed = common
     number, count = task
-    chain = Chain(model, observations, engine.kernel(), engine.log_acceptance, seed, number, engine.branch_share)
+    temper = int(engine.temper * engine.burn_in)
+    chain = Chain(model, observations, engine.transitions(model), seed, number, engine.branch_share, temper)
     chain.start(engine.starts)
     recorder = Recorder(model, count, engine.keep_observes)
     accepted = 0

@@ -80,7 +80,7 @@ class RemoteSlot(Slot):
         from etalumis.ppx.remote import failed_trace
 
         model, worker = self._remote, self._worker
-        index, observations = self.job
+        index, observations = self.job[:2]
         worker.switchboard = model.switchboard
         connection = worker.ready()
         try:
