@@ -236,6 +236,7 @@ def test_half_precision_products_stay_close(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
+        ("gru", r"core='gru' must have a kind and its settings, such as \{kind: gru, hidden: 64\}"),
         ({"kind": "abacus"}, r"unknown core 'abacus'; the cores are \['gru', 'lstm', 'transformer'\]"),
         ({"kind": "gru", "beads": 3}, r"core 'gru': unknown settings \['beads'\]; it has \['hidden', 'layers'\]"),
         ({"kind": "lstm", "heads": 3}, r"core 'lstm': unknown settings \['heads'\]"),
@@ -246,6 +247,6 @@ def test_half_precision_products_stay_close(config: dict[str, Any]) -> None:
         ({"kind": "transformer", "observation": "cross"}, "observation='cross' must be prefix or added"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(config: dict[str, Any], said: str) -> None:
+def test_settings_that_make_no_sense_are_named(config: Any, said: str) -> None:
     with pytest.raises(NetworkConfigError, match=said):
         core(config)

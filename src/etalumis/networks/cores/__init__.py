@@ -23,6 +23,10 @@ def core(config: Mapping[str, Any]) -> Core:
     Raises:
         NetworkConfigError: naming an unknown kind, a setting that the kind does not have, or one that makes no sense.
     """
+    if not isinstance(config, Mapping):
+        raise NetworkConfigError(
+            f"core={config!r} must have a kind and its settings, such as {{kind: gru, hidden: 64}}"
+        )
     settings = dict(config)
     kind = settings.pop("kind", "lstm")
     if kind not in CORES:
