@@ -5,8 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _DEVICES = ("cpu", "cuda")
+
+
+def autocast_dtype(like: Tensor) -> torch.dtype:
+    """The precision of matrix products here: autocast's where it is on, else that of a tensor."""
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
 
 
 def without_autocast(function: type[torch.autograd.Function]) -> dict[str, Any]:

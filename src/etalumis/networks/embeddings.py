@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from etalumis.networks.autocast import autocast_dtype
 from etalumis.networks.banks import Bank, normal, zeros
 from etalumis.networks.layout import UNKNOWN, Layout
 from etalumis.networks.packing import AddressColumns, DrawGroup
@@ -122,28 +123,70 @@ class Projection(nn.Module):
             address, address_before: which of them, (D,); U where there was none before.
             value_before: embedding of the value before, (D, value); 0 where there was none.
         """
-        now, before = self.address(embeddings), self.address_before(embeddings)
-        looked_up: Tensor = _LookUpTwo.apply(now, before, address, address_before)  # type: ignore[no-untyped-call]
-        value: Tensor = self.value_before(value_before)
-        return looked_up + value
+        tokens: Tensor = _Tokens.apply(  # type: ignore[no-untyped-call]
+            embeddings,
+            self.address.weight,
+            self.address_before.weight,
+            value_before,
+            self.value_before.weight,
+            address,
+            address_before,
+            autocast_dtype(embeddings),
+        )
+        return tokens
 
 
-class _LookUpTwo(torch.autograd.Function):
-    """now[i] + before[j], with before[U] = 0: one fused pass forward, one per table backward."""
+class _Tokens(torch.autograd.Function):
+    """(e W₁ᵀ)[i] + (e W₂ᵀ)[j] + v W₃ᵀ, 0 for j = U, in three passes over the result.
+
+    Separate operations would write as much several times over: for each draw the result is as large as the core's
+    gates. Products with the embeddings are in the precision ``compute``.
+    """
 
     @staticmethod
-    def forward(ctx: Any, now: Tensor, before: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        ctx.save_for_backward(i, j)
-        ctx.shape = now.shape
-        tables = torch.cat([now, before, now.new_zeros((1, now.shape[1]))])
-        if tables.dtype in (torch.float32, torch.float64) and len(i):
-            return F.embedding_bag(torch.stack([i, j + len(now)], 1), tables, mode="sum")
-        return tables.index_select(0, i) + tables.index_select(0, j + len(now))
+    def forward(
+        ctx: Any,
+        e: Tensor,
+        w1: Tensor,
+        w2: Tensor,
+        v: Tensor,
+        w3: Tensor,
+        i: Tensor,
+        j: Tensor,
+        compute: torch.dtype,
+    ) -> Tensor:
+        dtype, count, width = w1.dtype, len(e), len(w1)
+        with torch.autocast(e.device.type, enabled=False):
+            low, v = e.to(compute), v.to(dtype)
+            tables = w1.new_empty((2 * count + 1, width))
+            for table, weight in ((tables[:count], w1), (tables[count:-1], w2)):
+                if compute == dtype:
+                    torch.mm(low, weight.t(), out=table)
+                else:
+                    table.copy_(torch.mm(low, weight.t().to(compute)))
+            tables[-1:].zero_()
+            if dtype in (torch.float32, torch.float64) and len(i):
+                tokens = F.embedding_bag(torch.stack([i, j + count], 1), tables, mode="sum")
+            else:
+                tokens = tables.index_select(0, i) + tables.index_select(0, j + count)
+            tokens.addmm_(v, w3.t())
+        ctx.save_for_backward(low, w1, w2, v, w3, i, j)
+        ctx.e_dtype = e.dtype
+        return tokens
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        i, j = ctx.saved_tensors
-        count, width = ctx.shape
-        now = upstream.new_zeros((count, width)).index_add_(0, i, upstream)
-        before = upstream.new_zeros((count + 1, width)).index_add_(0, j, upstream)
-        return now, before[:-1], None, None
+        low, w1, w2, v, w3, i, j = ctx.saved_tensors
+        dtype, compute, count = w1.dtype, low.dtype, len(low)
+        with torch.autocast(low.device.type, enabled=False):
+            upstream = upstream.to(dtype)
+            # Rows of i first, then of j; the last is what nothing comes from.
+            tables = upstream.new_zeros((2 * count + 1, upstream.shape[1]))
+            tables.index_add_(0, i, upstream).index_add_(0, j + count, upstream)
+            d_low = tables.to(compute)
+            now, before = d_low[:count], d_low[count:-1]
+            d_e = torch.mm(now, w1.to(compute)).to(dtype)
+            d_e += torch.mm(before, w2.to(compute))
+            d_w1, d_w2 = (torch.mm(d.t(), low).to(dtype) for d in (now, before))
+            d_v, d_w3 = torch.mm(upstream, w3), torch.mm(upstream.t(), v)
+        return d_e.to(ctx.e_dtype), d_w1, d_w2, d_v, d_w3, None, None, None

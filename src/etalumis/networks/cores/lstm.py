@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from etalumis.networks.autocast import autocast_dtype
 from etalumis.networks.cores.base import Core, State
 from etalumis.networks.errors import NetworkConfigError
 
@@ -45,8 +46,7 @@ class LSTM(Core):
 
     def forward(self, tokens: Tensor, static: Tensor, batch_sizes: Sequence[int]) -> Tensor:
         static = static + self.bias
-        device = tokens.device.type
-        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.bias.dtype
+        compute = autocast_dtype(self.bias)
         for layer, weight in enumerate(self.recurrent):
             if layer:
                 tokens, static = self.linear(layer, tokens), None  # type: ignore[assignment]
