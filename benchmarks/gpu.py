@@ -165,6 +165,8 @@ def results(settings: Settings, device: torch.device | None, path: Path | None) 
 def prepare(device: torch.device) -> None:
     """The settings under which everything is measured."""
     torch.manual_seed(0)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False

@@ -21,6 +21,7 @@ from etalumis.datamodules.sources import Sources
 from etalumis.datamodules.split import Side, Split, limited
 from etalumis.datamodules.traces import TracesDataModule
 from etalumis.networks.layout import Layout, rows_of
+from etalumis.networks.noise import Noisy, realised
 from etalumis.networks.packing import TrainingBatch, pack
 from etalumis.simulators.classics import branching, gaussian
 from etalumis.simulators.detector import Detector
@@ -190,6 +191,22 @@ def test_noise_is_fresh_in_training_and_fixed_in_validation(data: Path) -> None:
     module = ready(data, workers=0)
     for one_batch, other_batch in zip(validation_of(module), validation_of(module), strict=True):
         assert_same(one_batch, other_batch)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_noise_can_be_left_to_the_device(data: Path, workers: int) -> None:
+    module = ready(data, workers=workers, noise="device")
+    first, again, later = (epoch_of(module, epoch) for epoch in (0, 0, 1))
+    assert all(isinstance(batch.observations["detector"], Noisy) for batch in first)
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(*(realised(batch.observations)["detector"] for batch in (one, other)))
+    sums = [sum(realised(b.observations)["detector"].double().sum().item() for b in e) for e in (first, later)]
+    assert abs(sums[0] - sums[1]) > 1e-3
+    assert not any(isinstance(batch.observations["detector"], Noisy) for batch in validation_of(module))
+    for plain in (ready(data, workers=0), ready(data, workers=0, noise="loader")):
+        assert not any(isinstance(batch.observations["detector"], Noisy) for batch in epoch_of(plain, 0))
+    with pytest.raises(ValueError, match="noise is one of"):
+        ready(data, noise="gpu")
 
 
 def test_separate_validation_data(data: Path) -> None:

@@ -65,18 +65,23 @@ class Minibatches(TorchDataset):
         layout: of the network they are packed for.
         seed: of the observation noise.
         fresh_noise: draw new noise in every epoch; otherwise that of epoch 0.
+        noise_on_device: leave normal noise to be drawn where the network runs.
     """
 
-    def __init__(self, reader: Reader, layout: Layout, seed: int, fresh_noise: bool) -> None:
+    def __init__(
+        self, reader: Reader, layout: Layout, seed: int, fresh_noise: bool, noise_on_device: bool = False
+    ) -> None:
         self._reader = reader
         self._layout = layout
         self._seed = seed
         self._fresh_noise = fresh_noise
+        self._on_device = noise_on_device
 
     def __getitem__(self, place: Place) -> TrainingBatch:
         epoch, minibatch = place
         traces = self._reader.minibatch(minibatch)
-        return pack(traces, self._layout, seed=self._seed, epoch=epoch if self._fresh_noise else 0)
+        noise_of = epoch if self._fresh_noise else 0
+        return pack(traces, self._layout, seed=self._seed, epoch=noise_of, noise_on_device=self._on_device)
 
 
 def ignore_interrupts(worker: int) -> None:

@@ -23,6 +23,7 @@ from etalumis.storage import DatasetError
 Folders = str | Sequence[str]
 
 _SAMPLE = 4096  # traces from which a network takes the constants that standardise observations
+_NOISE = ("auto", "loader", "device")
 _MIXING = (8, 64)  # chunks whose minibatches are mixed: of random traces, and of one type each
 
 
@@ -45,6 +46,8 @@ class TracesDataModule(TrackedDataModule):
         buckets: into how many groups by length to divide the traces; an iteration's minibatches are of one.
         max_draws: controlled draws to a minibatch, exceeded by one trace at most; None does not count them.
         mixing: storage chunks whose minibatches are mixed; None takes 8, or 64 where datasets are sorted by type.
+        noise: where normal noise of training minibatches is drawn: ``"loader"``, the processes that read;
+            ``"device"``, where the network runs (other numbers of the same law); ``"auto"``: on a GPU ``"device"``.
         fresh_noise: draw new observation noise in every epoch.
         workers: loader processes; 0 reads in the training process, None takes one where there is a core for it.
         cache_mb: MiB of decoded storage chunks that each reading process keeps.
@@ -70,11 +73,14 @@ class TracesDataModule(TrackedDataModule):
         buckets: int = 1,
         max_draws: int | None = None,
         mixing: int | None = None,
+        noise: str = "auto",
         fresh_noise: bool = True,
         workers: int | None = None,
         cache_mb: float = 512.0,
         seed: int = 0,
     ) -> None:
+        if noise not in _NOISE:
+            raise ValueError(f"noise is one of {_NOISE}; got {noise!r}")
         super().__init__()
         self.train_data = Sources(_several(train))
         self.valid_data = self.train_data if valid is None else Sources(_several(valid))
@@ -86,6 +92,7 @@ class TracesDataModule(TrackedDataModule):
         self.batch_size = batch_size
         self.workers = int(cores() > 1) if workers is None else workers
         self._seed = seed
+        self._noise = noise
         self._fresh_noise = fresh_noise
         self._cache_mb = cache_mb
         self._context = quick_start() if self.workers else None
@@ -186,8 +193,14 @@ class TracesDataModule(TrackedDataModule):
     # --- loaders ----------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Loader:
-        data = Minibatches(Reader(self.train_data, self._cache_mb), self._layout, self._seed, self._fresh_noise)
+        reader = Reader(self.train_data, self._cache_mb)
+        data = Minibatches(reader, self._layout, self._seed, self._fresh_noise, self._noise_on_device())
         return self._loader(data, self._sampler())
+
+    def _noise_on_device(self) -> bool:
+        if self._noise == "auto":
+            return self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"
+        return self._noise == "device"
 
     def val_dataloader(self) -> Loader | list[Loader]:
         return self._fixed(self.valid_data, self.valid_order)
