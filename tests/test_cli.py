@@ -198,7 +198,7 @@ def test_observations_on_the_command_line(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "simulate, train" in fails(capsys, "simlate", code=2)
+    assert "simulate, sort, inspect, validate, train" in fails(capsys, "simlate", code=2)
 
 
 @pytest.mark.parametrize("verb", VERBS)

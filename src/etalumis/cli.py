@@ -20,6 +20,8 @@ Config = Mapping[str, Any]
 VERBS = {
     "simulate": "execute a simulator from its prior and store the traces",
     "sort": "sort stored traces by type, joining datasets",
+    "inspect": "show what a dataset holds",
+    "validate": "check every byte and number of a dataset",
     "train": "train an inference network on stored traces",
     "event": "make one event with known truth to infer",
     "infer": "infer everything random in a simulator, given an observation",
@@ -145,6 +147,20 @@ def sort(config: Config) -> None:
     run(config)
 
 
+def inspect(config: Config) -> None:
+    """Show what a dataset holds."""
+    from etalumis.conf.inspection import run_inspect
+
+    run_inspect(config)
+
+
+def validate(config: Config) -> None:
+    """Check a dataset."""
+    from etalumis.conf.inspection import run_validate
+
+    run_validate(config)
+
+
 def train(config: Config) -> None:
     """Train a network, or find a learning rate for that."""
     use_threads(config["threads"])
@@ -222,7 +238,7 @@ def demo(config: Config) -> None:
 
 
 RUN: dict[str, Callable[[Config], None]] = {
-    verb.__name__: verb for verb in (simulate, sort, train, event, infer, report, serve, demo)
+    verb.__name__: verb for verb in (simulate, sort, inspect, validate, train, event, infer, report, serve, demo)
 }
 
 

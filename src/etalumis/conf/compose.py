@@ -16,13 +16,14 @@ PACKAGE = "etalumis.conf"
 _COUNTS = {"num_traces", "valid_traces", "prior_traces", "chunk_size", "batch_size", "workers", "threads"}
 _COUNTS |= {"seed", "index", "chains", "steps", "burn_in", "thinning", "max_epochs", "max_steps", "minibatch"}
 _NUMBERS = {"shard_mb", "memory_mb", "sparse_above", "cache_mb", "valid_fraction", "branch_share", "inflation", "idle"}
-_COUNTS |= {"shard_traces"}
+_COUNTS |= {"shard_traces", "top"}
 _NUMBERS |= {"max_failures", "timeout"}
 _NUMBERS |= {"checkpoint_minutes", "decay", "gamma"}
 _COUNTS |= {"reference_minibatch"}
 _COUNTS |= {"max_draws", "buckets", "mixing", "epoch_traces", "sample_traces"}
 _NUMBERS |= {"test_fraction", "limit"}
 _OPEN = {"simulator", "observe"}  # what stands there is the user's
+_PLAIN = {"inspect": "dataset", "validate": "dataset"}  # what a word alone means
 
 
 def compose(verb: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
@@ -30,13 +31,14 @@ def compose(verb: str, overrides: Sequence[str] = (), config_dir: str | Path | N
 
     Args:
         verb: names the file ``VERB.yaml``.
-        overrides: Hydra's: ``key=value``, ``group=choice``, ``+new=value``, ``~key``.
+        overrides: Hydra's: ``key=value``, ``group=choice``, ``+new=value``, ``~key``; a folder alone for verbs that
+            read one dataset.
         config_dir: folder with config groups of the user's own.
 
     Raises:
         HydraException, OmegaConfBaseException: an unknown key or choice, a value that can't be read.
     """
-    found = [_new_observation(override) for override in overrides]
+    found = [_new_observation(_named(verb, override)) for override in overrides]
     if config_dir is not None:
         found.append(f"hydra.searchpath=[file://{Path(config_dir).resolve()}]")
     with initialize_config_module(PACKAGE, version_base="1.3"):
@@ -63,6 +65,14 @@ def _check_numbers(settings: Mapping[str, Any], prefix: str = "") -> None:
             raise ConfigError(f"{prefix}{key}={value} must be a whole number")
         elif value is not None and key in _NUMBERS and type(value) not in (int, float):
             raise ConfigError(f"{prefix}{key}={value} must be a number")
+
+
+def _named(verb: str, override: str) -> str:
+    """A word alone is the value of the verb's one obvious setting."""
+    if verb not in _PLAIN or "=" in override or override.startswith(("~", "+")):
+        return override
+    quoted = override.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{_PLAIN[verb]}='{quoted}'"
 
 
 def _new_observation(override: str) -> str:

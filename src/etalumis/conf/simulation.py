@@ -14,13 +14,12 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
-import numpy as np
-
 from etalumis.conf.build import ConfigError, build_model, close
 from etalumis.inference.engine import left_out
 from etalumis.inference.progress import progress_bar
-from etalumis.storage import Dataset, Encoding, Manifest, simulate
+from etalumis.storage import Dataset, Encoding, simulate
 from etalumis.storage.failures import FailurePolicy
+from etalumis.storage.inspect import facts
 from etalumis.storage.manifest import write_atomically
 from etalumis.storage.ranks import RankError, Ranks
 from etalumis.storage.simulate import Report
@@ -156,31 +155,6 @@ def keep_summary(dataset: Dataset, run: _Run) -> None:
     if not run.executions and path.exists():
         return
     write_atomically(path, (json.dumps(facts(dataset) | {"last_run": run.to_json()}, indent=2) + "\n").encode())
-
-
-def facts(dataset: Dataset) -> dict[str, Any]:
-    """What a dataset holds, in numbers."""
-    m, lengths = dataset.manifest, dataset.index.length
-    return {
-        "model": m.origin.model,
-        "traces": m.traces,
-        "trace_types": m.trace_types,
-        "addresses": len(dataset.addresses),
-        "draws": m.draws,
-        "controlled": m.controlled,
-        "lengths": {"min": m.shortest, "median": float(np.median(lengths)), "max": m.longest},
-        "bytes": m.bytes,
-        "bytes_per_trace": m.bytes / m.traces,
-        "chunks": len(m.chunks),
-        "shards": len(m.shards),
-        "failed": failed(m),
-    }
-
-
-def failed(manifest: Manifest) -> int:
-    """Executions that a dataset lacks."""
-    made = manifest.origin.num_traces
-    return 0 if made is None else made - manifest.traces
 
 
 def summary(dataset: Dataset) -> str:

@@ -24,17 +24,19 @@ class Dataset:
 
     Args:
         directory: the folder that ``etalumis simulate`` wrote.
+        check: that all shards are there in their full size.
 
     Raises:
         DatasetError: there is no dataset, it is unfinished, or files are missing, truncated or foreign.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, check: bool = True) -> None:
         self.directory = Path(directory)
         self.manifest = Manifest.load(self.directory)
         self.addresses = load_addresses(self.directory, self.manifest.addresses_crc32)
         self._files: dict[int, int] = {}
-        self._check_shards()
+        for _, wrong in self.misfits() if check else ():
+            raise DatasetError(wrong)
 
     def __len__(self) -> int:
         """Number of traces."""
@@ -62,6 +64,23 @@ class Dataset:
             DatasetError: its bytes are not those that were written.
         """
         chunk = self.chunks[number]
+        members = self.members(number)
+        path = self.directory / shard_name(chunk.shard)
+        try:
+            batch = decode(members, self.addresses, chunk.memory)
+        except (DatasetError, ValueError) as error:
+            raise DatasetError(f"{path}, chunk {number}: {error}") from error
+        if len(batch) != chunk.traces:
+            raise DatasetError(f"{path}, chunk {number}: {len(batch)} traces, the manifest says {chunk.traces}")
+        return batch
+
+    def members(self, number: int) -> dict[str, memoryview]:
+        """What a storage chunk is made of: the content of its tar members by field.
+
+        Raises:
+            DatasetError: its bytes are not those that were written.
+        """
+        chunk = self.chunks[number]
         span = self._bytes(chunk)
         path = self.directory / shard_name(chunk.shard)
         if zlib.crc32(span) != chunk.crc32:
@@ -70,15 +89,16 @@ class Dataset:
                 "have the checksum of the manifest; copy the file again, or simulate the dataset anew"
             )
         try:
-            batch = decode(unpack_span(chunk_key(number), span), self.addresses, chunk.memory)
-        except (DatasetError, ValueError) as error:
+            return unpack_span(chunk_key(number), span)
+        except DatasetError as error:
             raise DatasetError(f"{path}, chunk {number}: {error}") from error
-        if len(batch) != chunk.traces:
-            raise DatasetError(f"{path}, chunk {number}: {len(batch)} traces, the manifest says {chunk.traces}")
-        return batch
 
-    def verify(self, number: int) -> None:
+    def verify(self, number: int, densities: bool = True) -> None:
         """Check all that can be known of storage chunk ``number``: its bytes, and that its traces are traces.
+
+        Args:
+            number: of the chunk.
+            densities: compute all densities anew, which takes most of the time.
 
         Raises:
             DatasetError: naming the chunk and everything found wrong with it.
@@ -86,7 +106,7 @@ class Dataset:
         chunk = self.chunks[number]
         batch = self.read(number)
         start = self._starts[number]
-        wrong = list(broken_rules(batch, chunk, self.index[start : start + chunk.traces]))
+        wrong = list(broken_rules(batch, chunk, self.index[start : start + chunk.traces], densities))
         if wrong:
             path = self.directory / shard_name(chunk.shard)
             raise DatasetError(f"{path}, chunk {number}: {'; '.join(wrong)}")
@@ -136,23 +156,25 @@ class Dataset:
             done += count
         return span
 
-    def _check_shards(self) -> None:
+    def misfits(self) -> Iterator[tuple[int, str]]:
+        """Shards that are not the files which the manifest lists, with what is wrong."""
         ends: dict[int, int] = {}
         for chunk in self.chunks:
             ends[chunk.shard] = chunk.offset + chunk.size
         for number, expected in enumerate(self.manifest.shards):
             path = self.directory / shard_name(number)
-            try:
-                size = path.stat().st_size
-            except FileNotFoundError as error:
-                raise DatasetError(
+            size = path.stat().st_size if path.exists() else None
+            if size is None:
+                yield (
+                    number,
                     f"{path} is missing ({len(self.manifest.shards)} shards in all); copy the folder again, or "
-                    "simulate the dataset anew"
-                ) from error
-            if size != expected:
-                raise DatasetError(
-                    f"{path} has {size} bytes, the manifest says {expected}: it is truncated, not yet copied, or of "
-                    "another dataset; copy it again, or simulate the dataset anew"
+                    "simulate the dataset anew",
                 )
-            if ends.get(number, 0) + len(END_OF_ARCHIVE) != expected:
-                raise DatasetError(f"{path} and the list of chunks in the manifest do not belong together")
+            elif size != expected:
+                yield (
+                    number,
+                    f"{path} has {size} bytes, the manifest says {expected}: it is truncated, not yet copied, or of "
+                    "another dataset; copy it again, or simulate the dataset anew",
+                )
+            elif ends.get(number, 0) + len(END_OF_ARCHIVE) != expected:
+                yield number, f"{path} and the list of chunks in the manifest do not belong together"

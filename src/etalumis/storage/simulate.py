@@ -186,7 +186,7 @@ def make_chunks(
         with Pool[ChunkTask, Made](make, min(workers, len(todo)), policy.timeout) as pool:
             yield from pool.run(tasks, recover=_Recovery(origin, policy))
     except ChunkError as failure:
-        raise _failure(origin, failure) from failure
+        raise _failure(origin, policy, failure) from failure
 
 
 class _Recovery:
@@ -224,13 +224,14 @@ class _Recovery:
         )
 
 
-def _failure(origin: Origin, failure: ChunkError) -> SimulationError:
+def _failure(origin: Origin, policy: FailurePolicy, failure: ChunkError) -> SimulationError:
     if failure.what is None:
         return SimulationError(f"the model {origin.model!r} can't be made:\n{failure.report.rstrip()}")
     again = "" if failure.index is None else f" {_repeat(origin, failure.index)}"
+    way = "allow for more max_failures" if policy.skips else "choose failures=skip"
     return SimulationError(
         f"{failure.what} (seed {origin.seed}) of {origin.model!r} failed; what was finished is kept: correct the "
-        f"simulator, or choose failures=skip, and run the same command again to go on.{again} It raised:\n"
+        f"simulator, or {way}, and run the same command again to go on.{again} It raised:\n"
         f"{failure.report.rstrip()}"
     )
 
