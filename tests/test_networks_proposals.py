@@ -352,6 +352,30 @@ def test_gradients_of_splines_and_draws_that_invert_them(low: float, high: float
     assert (wrong < 1e-3).sum() >= 193  # but for steps across a knot, where the second derivative jumps
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_splines_are_finite_in_the_far_tails(scale: float) -> None:
+    answer = proposal("spline", {"segments": 16})
+    z = torch.tensor([40.0, -40.0, 1e6, 1e6, -3e5, 0.0, 1.0, 0.0], dtype=torch.float64)
+    low = torch.tensor([-INF, -INF, 0.0, -1.0, -1e6, 0.0, 0.0, 0.0], dtype=torch.float64)
+    high = torch.tensor([INF, 1.0, INF, 1e7, 1e6, 1.0, 1.0, 9.0], dtype=torch.float64)
+    output = outputs(answer, len(z), scale).requires_grad_()
+    log_q = answer.log_q(output, {"z": z, "low": low, "high": high, "log_jacobian": torch.zeros_like(z)})
+    assert log_q.isfinite().all()
+    base = answer.log_q(
+        torch.zeros_like(output), {"z": z, "low": low, "high": high, "log_jacobian": torch.zeros_like(z)}
+    )
+    assert base[0].item() == pytest.approx(st.norm.logpdf(40.0), rel=1e-12)
+    assert base[6].item() == pytest.approx(0.0, abs=1e-12)
+    assert ((log_q - base).abs() < 2.0 * math.log(1e4) + 2.0 * math.log(1e3)).all()  # within what slopes allow
+    log_q.sum().backward()
+    assert output.grad is not None
+    assert output.grad.isfinite().all()
+    edge = torch.tensor([[2.0**-60, 0.5], [1.0 - 2.0**-53, 0.5]]).double().repeat(4, 1)
+    drawn = answer.draw(output.detach(), {"low": low, "high": high}, edge)
+    assert drawn.isfinite().all()
+    assert ((drawn >= low) & (drawn <= high)).all()
+
+
 def test_histograms_are_constant_in_their_bins() -> None:
     answer, output = evaluator(Uniform(2.0, 6.0), 1.0, 0, "histogram")
     values = 2.0 + 4.0 * (np.arange(400) + 0.5) / 400
