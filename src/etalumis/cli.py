@@ -170,7 +170,9 @@ def train(config: Config) -> None:
         print(tune(config))
         return
     from etalumis.lit_models.fit import fit, summary
+    from etalumis.networks.memory import keep_freed_memory
 
+    keep_freed_memory()
     print(summary(fit(config)))
 
 
