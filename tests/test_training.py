@@ -23,8 +23,9 @@ from etalumis.conf.build import ConfigError, build
 from etalumis.conf.compose import compose, plain
 from etalumis.conf.help import choices
 from etalumis.distributions import Normal
-from etalumis.lit_models.fit import build_optimizer, fit, make_network, summary
+from etalumis.lit_models.fit import build_optimizer, fit, summary
 from etalumis.lit_models.inference_network import LitInferenceNetwork
+from etalumis.lit_models.start import make_network
 from etalumis.networks import CheckpointError, InferenceNetwork, banks_of, checkpoint
 from etalumis.simulators.classics import branching, gaussian
 from etalumis.simulators.detector import Detector

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from pytorch_lightning import LightningDataModule
 
+from etalumis.datamodules.minibatches import ValidationOrder
 from etalumis.execution import TraceBatch
+from etalumis.networks.layout import Layout
 
 
 class Resumed(NamedTuple):
@@ -34,7 +36,10 @@ class TrackedDataModule(LightningDataModule):
     Attributes:
         rank, world_size: which rank of how many reads.
         resumed: where training was gone on with.
+        valid_order: minibatches to validate with.
     """
+
+    valid_order: ValidationOrder
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,6 +53,15 @@ class TrackedDataModule(LightningDataModule):
     def deal_to(self, rank: int, world_size: int) -> None:
         """Say which rank of how many reads; before any loader is made."""
         self.rank, self.world_size = rank, world_size
+
+    @property
+    @abstractmethod
+    def model(self) -> str:
+        """The model's name."""
+
+    def attach(self, layout: Layout) -> None:
+        """Say which network minibatches are packed for; before any loader is made."""
+        self._layout = layout
 
     @abstractmethod
     def batches(self) -> Iterator[TraceBatch]:

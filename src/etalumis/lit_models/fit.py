@@ -16,17 +16,19 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from etalumis.callbacks import Export, Paused, Position, Throughput, is_trial
 from etalumis.conf.build import ConfigError, build
-from etalumis.datamodules.traces import TracesDataModule
-from etalumis.lit_models.files import CheckpointFiles
+from etalumis.datamodules.tracked import TrackedDataModule
 from etalumis.lit_models.inference_network import VALID_LOSS, LitInferenceNetwork, MakeOptimizer
+from etalumis.lit_models.plugins import CheckpointFiles, DoubleMinibatches
 from etalumis.lit_models.resume import check_checkpoint, clear, find_checkpoint
-from etalumis.networks import InferenceNetwork, ProposalError
+from etalumis.lit_models.start import start
+from etalumis.networks import ProposalError
 from etalumis.optim import scaled_lr
 from etalumis.storage.manifest import write_atomically
 
 # Said by Lightning about things that are meant.
 MEANT = (
     ".*does not have many workers.*",
+    ".*`training_step` returned `None`.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*is smaller than the logging interval.*",
     ".*Total length of `list` across ranks is zero.*",
@@ -34,6 +36,7 @@ MEANT = (
 )
 
 _SEEDS = 2**32  # how many NumPy's global generator has
+_DOUBLE = ("64", "64-true")
 _HALF = ("16", "16-mixed", "16-true")  # numbers that need their gradients scaled, which no bank row's would be
 
 
@@ -51,8 +54,10 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     config = with_minibatch(config)
     output, trial = Path(config["output"]), bool(config["trainer"].get("fast_dev_run"))
     resume = None if trial else find_checkpoint(config["resume"], output)
-    module, data = make_module(config)
+    module, data = make_module(config, resume)
     trainer = make_trainer(config, data.valid_order.traces > 0)
+    if str(config["trainer"].get("precision")) in _DOUBLE:
+        module.double()  # before a checkpoint is loaded into it, which Lightning does first
     if resume is not None:
         check_checkpoint(resume, module.network, config)
     elif not trial:
@@ -77,8 +82,12 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     return module
 
 
-def make_module(config: Mapping[str, Any]) -> tuple[LitInferenceNetwork, TracesDataModule]:
-    """A new network with its losses and optimiser, and the data that it learns from.
+def make_module(config: Mapping[str, Any], resume: Path | None = None) -> tuple[LitInferenceNetwork, TrackedDataModule]:
+    """A network with its losses and optimiser, and the data that it learns from.
+
+    Args:
+        config: all settings.
+        resume: the checkpoint that it will go on from.
 
     Raises:
         DatasetError: a dataset is missing or damaged.
@@ -88,12 +97,12 @@ def make_module(config: Mapping[str, Any]) -> tuple[LitInferenceNetwork, TracesD
         raise ConfigError(f"seed={config['seed']}: training takes seeds from 0 to {_SEEDS - 1}")
     seed_everything(config["seed"], verbose=False)
     data = build(config["data"])
-    assert isinstance(data, TracesDataModule)
-    network = make_network(config["network"], data)
+    assert isinstance(data, TrackedDataModule)
+    network, missing = start(config, data, resume)
     data.attach(network.layout)
     optimizer, scale = build_optimizer(config["optimizer"])
     scheduler = build_optional(config["scheduler"])
-    return LitInferenceNetwork(network, optimizer, scheduler, dict(config), scale), data
+    return LitInferenceNetwork(network, optimizer, scheduler, dict(config), scale, missing), data
 
 
 def build_optimizer(group: Mapping[str, Any]) -> tuple[MakeOptimizer, Callable[[float, int], float]]:
@@ -141,11 +150,6 @@ def write_diverged(path: Path, steps: int, error: ProposalError) -> None:
     write_atomically(path, (json.dumps({"diverged": str(error), "steps": steps}, indent=2) + "\n").encode())
 
 
-def make_network(settings: Mapping[str, Any], data: TracesDataModule) -> InferenceNetwork:
-    """A network with rows for every address of the data, and room for every observation."""
-    return InferenceNetwork.for_batches(dict(settings), data.batches(), simulator=data.model)
-
-
 def make_trainer(config: Mapping[str, Any], validation: bool, callbacks: Sequence[Callback] = ()) -> Trainer:
     """Lightning's trainer with our callbacks.
 
@@ -165,8 +169,11 @@ def make_trainer(config: Mapping[str, Any], validation: bool, callbacks: Sequenc
         )
     if settings.get("max_time") is not None:
         raise ConfigError("trainer.max_time stops without saving where it is; give time_limit=DD:HH:MM:SS")
+    plugins: list[Any] = [CheckpointFiles()]
+    if str(settings.get("precision")) in _DOUBLE:
+        plugins, settings = [*plugins, DoubleMinibatches()], {**settings, "precision": None}
     parts = {
-        "plugins": [CheckpointFiles()],
+        "plugins": plugins,
         "callbacks": [Position(), *callbacks, *(build(c) for c in callbacks_of(config["callbacks"] or {}, validation))],
         "logger": build_optional(config["logger"]) or False,
         "enable_progress_bar": False,  # callbacks.progress shows the whole training

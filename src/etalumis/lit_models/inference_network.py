@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from etalumis.networks import InferenceNetwork, TrainingBatch, checkpoint
+from etalumis.networks import InferenceNetwork, Row, TrainingBatch, checkpoint
 from etalumis.optim import Accumulation, clip_grad_norm
 
 TRAIN_LOSS = "loss/train"
@@ -32,6 +32,7 @@ class LitInferenceNetwork(LightningModule):
         settings: how all this was configured; plain JSON, kept in checkpoints.
         scale: from the optimiser's learning rate and the traces to an iteration, over all ranks and everything
             accumulated, to the learning rate to begin with; None takes the optimiser's.
+        missing: rows of addresses to append, where the network lacks them, when a checkpoint has been loaded.
 
     An iteration's gradient is that of the mean over all its traces, however they are divided into minibatches.
 
@@ -47,22 +48,27 @@ class LitInferenceNetwork(LightningModule):
         scheduler: MakeScheduler | None = None,
         settings: Mapping[str, Any] | None = None,
         scale: Callable[[float, int], float] | None = None,
+        missing: Sequence[Row] = (),
     ) -> None:
         super().__init__()
         self.network = network
         self.accumulation = Accumulation()
         self._weight = 1.0
         self._scale = scale
+        self._missing = missing
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._settings = dict(settings or {})
 
-    def training_step(self, batch: TrainingBatch, number: int) -> Tensor:
+    def on_fit_start(self) -> None:
+        self.network.grow(self._missing)  # a loaded checkpoint has said which there are
+
+    def training_step(self, batch: TrainingBatch, number: int) -> Tensor | None:
         loss, _ = self.network.loss(batch)
         self._weight = self.accumulation.add(batch.num_traces)
         self.log(TRAIN_LOSS, loss.detach(), batch_size=batch.num_traces, prog_bar=True)
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
-        return loss
+        return loss if loss.requires_grad else None  # where no draw of these traces has an address that is known
 
     def on_train_start(self) -> None:
         self.accumulation.start()

@@ -49,13 +49,13 @@ def check_checkpoint(path: Path, network: InferenceNetwork, config: Mapping[str,
         CheckpointError: the file is damaged.
         ConfigError: it is of another network, of a longer training, or (resume=auto) of another training.
     """
-    content = _read(path)
+    content = read_checkpoint(path)
     if "etalumis" not in content or "epoch" not in content:
         raise ConfigError(
             f"{path} holds a network without its training; etalumis train goes on from checkpoints/last.ckpt"
         )
     anew = "give another output=..., or resume=false to begin anew in its place"
-    given, stored = (dict(_leaves(c)) for c in (checkpoint.describe(network), content["etalumis"]))
+    given, stored = (dict(leaves(c)) for c in (checkpoint.describe(network), content["etalumis"]))
     others = [
         f"{key.removeprefix('config.')}={given.get(key)} (was {stored.get(key)})"
         for key in sorted(given.keys() | stored.keys(), key=lambda key: (key != "simulator", key))
@@ -64,7 +64,7 @@ def check_checkpoint(path: Path, network: InferenceNetwork, config: Mapping[str,
     if others:
         raise ConfigError(f"{path} is of another network: {', '.join(others)}; give its settings, {anew[5:]}")
     if config["resume"] == AUTO:
-        now, then = dict(_leaves(config)), dict(_leaves(content.get("settings", {})))
+        now, then = dict(leaves(config)), dict(leaves(content.get("settings", {})))
         others = [
             f"{key}={now.get(key)} (was {then.get(key)})"
             for key in _SAME
@@ -90,7 +90,8 @@ def clear(output: Path) -> None:
             path.unlink()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a file holds; where it is damaged, the error says whether best.ckpt beside it is whole."""
     try:
         return checkpoint.read(path)
     except CheckpointError as error:
@@ -109,10 +110,10 @@ def _whole(value: Any) -> Any:
     return Path(value).resolve() if isinstance(value, str) else value
 
 
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings as dotted keys."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

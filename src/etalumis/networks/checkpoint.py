@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from etalumis.networks.errors import CheckpointError, NetworkConfigError
+from etalumis.networks.layout import Layout, Row
 from etalumis.networks.network import InferenceNetwork
 
 FORMAT = "etalumis-network"
@@ -78,6 +79,11 @@ def load(path: str | os.PathLike[str], simulator: str | None = None) -> tuple[In
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds no etalumis network; `etalumis train` writes files that do")
     return _restore(content, str(path), simulator), dict(content["extra"])
+
+
+def rows_of(content: Mapping[str, Any]) -> list[Row]:
+    """The address rows of the network in a training checkpoint, in order."""
+    return Layout.rows_from_json(content["state_dict"][f"{_MODULE}_extra_state"]["layout"])
 
 
 def describe(network: InferenceNetwork) -> dict[str, Any]:

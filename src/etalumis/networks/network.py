@@ -22,6 +22,7 @@ from etalumis.networks.banks import Bank
 from etalumis.networks.cores import core
 from etalumis.networks.embeddings import AddressEmbedding, Projection, ValueEmbedding
 from etalumis.networks.errors import NetworkConfigError, ProposalError
+from etalumis.networks.freezing import freeze
 from etalumis.networks.heads import HEADS, Head
 from etalumis.networks.layout import Layout, Row, rows_of
 from etalumis.networks.noise import realised
@@ -93,6 +94,7 @@ class InferenceNetwork(nn.Module):
         self.values = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         self._proposals: dict[str, Proposal] = {}
+        self._frozen: tuple[str, ...] = ()
 
     @classmethod
     def for_batch(cls, config: Mapping[str, Any] | None, batch: TraceBatch, simulator: str = "") -> InferenceNetwork:
@@ -146,7 +148,18 @@ class InferenceNetwork(nn.Module):
             if missing:
                 bank.grow(missing)
                 self._head(name).grow(missing)
+        if added and self._frozen:
+            freeze(self, self._frozen)
         return added
+
+    def freeze(self, patterns: Iterable[str]) -> None:
+        """Let parts keep their weights, those that come by growing too; see :func:`etalumis.networks.freezing.freeze`.
+
+        Raises:
+            NetworkConfigError: a pattern meets nothing.
+        """
+        self._frozen = tuple(patterns)
+        freeze(self, self._frozen)
 
     def _add_head(self, name: str) -> None:
         c = self.config
