@@ -18,7 +18,7 @@ from etalumis.datamodules.split import limited
 from etalumis.datamodules.tracked import Resumed, TrackedDataModule
 from etalumis.execution import TraceBatch
 from etalumis.networks import InferenceNetwork
-from etalumis.networks.layout import Layout, rows_of
+from etalumis.networks.layout import rows_of
 from etalumis.networks.packing import TrainingBatch, pack
 from etalumis.storage import DatasetError
 from etalumis.storage.failures import FailurePolicy
@@ -113,7 +113,6 @@ class OnlineDataModule(TrackedDataModule):
 
     @property
     def model(self) -> str:
-        """The model's name."""
         return self.source.name
 
     def batches(self) -> Iterator[TraceBatch]:
@@ -122,10 +121,6 @@ class OnlineDataModule(TrackedDataModule):
 
     def training_batches(self) -> Iterator[TraceBatch]:
         yield self._sample
-
-    def attach(self, layout: Layout) -> None:
-        """Say which network minibatches are packed for; before any loader is made."""
-        self._layout = layout
 
     # --- position ---------------------------------------------------------------------------------------------
 
@@ -212,10 +207,17 @@ class OnlineDataModule(TrackedDataModule):
         return Loader.of(data, places, 0, None)
 
     def teardown(self, stage: str) -> None:
+        self._end(complete=True)
+
+    def on_exception(self, exception: BaseException) -> None:
+        self._end(complete=False)
+
+    def _end(self, complete: bool) -> None:
+        """End the processes, and the dataset: it can be gone on with unless it is complete."""
         if self._loader is not None:
             self._loader.close()
         if self._copy is not None:
-            self._copy.end(complete=self.trainer is not None and self.trainer.state.finished)
+            self._copy.end(complete)
             self._copy = None
 
     def _stream(self, numbers: Sequence[int]) -> Iterator[tuple[int, TraceBatch]]:

@@ -17,14 +17,13 @@ from etalumis.datamodules.sources import Sources
 from etalumis.datamodules.split import Side, Split, limited
 from etalumis.datamodules.tracked import Resumed, TrackedDataModule
 from etalumis.execution import TraceBatch
-from etalumis.networks.layout import Layout
 from etalumis.storage import DatasetError
 
 Folders = str | Sequence[str]
 
 _SAMPLE = 4096  # traces from which a network takes the constants that standardise observations
-_NOISE = ("auto", "loader", "device")
 _MIXING = (8, 64)  # chunks whose minibatches are mixed: of random traces, and of one type each
+_NOISE = ("auto", "loader", "device")
 
 
 class TracesDataModule(TrackedDataModule):
@@ -46,9 +45,9 @@ class TracesDataModule(TrackedDataModule):
         buckets: into how many groups by length to divide the traces; an iteration's minibatches are of one.
         max_draws: controlled draws to a minibatch, exceeded by one trace at most; None does not count them.
         mixing: storage chunks whose minibatches are mixed; None takes 8, or 64 where datasets are sorted by type.
+        fresh_noise: draw new observation noise in every epoch.
         noise: where normal noise of training minibatches is drawn: ``"loader"``, the processes that read;
             ``"device"``, where the network runs (other numbers of the same law); ``"auto"``: on a GPU ``"device"``.
-        fresh_noise: draw new observation noise in every epoch.
         workers: loader processes; 0 reads in the training process, None takes one where there is a core for it.
         cache_mb: MiB of decoded storage chunks that each reading process keeps.
         seed: of split, order and noise.
@@ -73,15 +72,15 @@ class TracesDataModule(TrackedDataModule):
         buckets: int = 1,
         max_draws: int | None = None,
         mixing: int | None = None,
-        noise: str = "auto",
         fresh_noise: bool = True,
+        noise: str = "auto",
         workers: int | None = None,
         cache_mb: float = 512.0,
         seed: int = 0,
     ) -> None:
+        super().__init__()
         if noise not in _NOISE:
             raise ValueError(f"noise is one of {_NOISE}; got {noise!r}")
-        super().__init__()
         self.train_data = Sources(_several(train))
         self.valid_data = self.train_data if valid is None else Sources(_several(valid))
         if self.valid_data.name != self.train_data.name:
@@ -92,8 +91,8 @@ class TracesDataModule(TrackedDataModule):
         self.batch_size = batch_size
         self.workers = int(cores() > 1) if workers is None else workers
         self._seed = seed
-        self._noise = noise
         self._fresh_noise = fresh_noise
+        self._noise = noise
         self._cache_mb = cache_mb
         self._context = quick_start() if self.workers else None
         split = Split(seed, valid_fraction if valid is None else 0.0, test_fraction)
@@ -127,7 +126,6 @@ class TracesDataModule(TrackedDataModule):
 
     @property
     def model(self) -> str:
-        """The model's name."""
         return self.train_data.name
 
     def batches(self) -> Iterator[TraceBatch]:
@@ -145,10 +143,6 @@ class TracesDataModule(TrackedDataModule):
         for number, rows in enumerate(self.training_rows):
             if len(rows):
                 yield self.train_data.read(number).select(rows)
-
-    def attach(self, layout: Layout) -> None:
-        """Say which network minibatches are packed for; before any loader is made."""
-        self._layout = layout
 
     # --- ranks and position -----------------------------------------------------------------------------------
 
@@ -197,16 +191,16 @@ class TracesDataModule(TrackedDataModule):
         data = Minibatches(reader, self._layout, self._seed, self._fresh_noise, self._noise_on_device())
         return self._loader(data, self._sampler())
 
-    def _noise_on_device(self) -> bool:
-        if self._noise == "auto":
-            return self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"
-        return self._noise == "device"
-
     def val_dataloader(self) -> Loader | list[Loader]:
         return self._fixed(self.valid_data, self.valid_order)
 
     def test_dataloader(self) -> Loader | list[Loader]:
         return self._fixed(self.train_data, self.test_order)
+
+    def _noise_on_device(self) -> bool:
+        if self._noise == "auto":
+            return self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"
+        return self._noise == "device"
 
     def _sampler(self) -> RankSampler:
         return RankSampler(self.order, self._seed, self.rank, self.world_size, self._resumed_at)

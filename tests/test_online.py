@@ -1,0 +1,216 @@
+"""Training on traces straight from the simulator."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+import etalumis as et
+from etalumis.callbacks import Position
+from etalumis.conf.build import ConfigError
+from etalumis.conf.compose import compose, plain
+from etalumis.datamodules.online import OnlineDataModule
+from etalumis.distributions import Bernoulli, Normal, Uniform
+from etalumis.lit_models.fit import fit
+from etalumis.lit_models.inference_network import LitInferenceNetwork
+from etalumis.networks import InferenceNetwork, TrainingBatch
+from etalumis.optim import RowAdam
+from etalumis.simulators.classics import gaussian
+from etalumis.storage import Dataset, DatasetError, SimulationError, simulate
+
+pytestmark = [
+    pytest.mark.timeout(100),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+SIMULATORS = Path(__file__).parent / "ppx_simulators.py"
+GAUSSIAN = {"_target_": "etalumis.simulators.classics:gaussian"}
+RARE = {"_target_": "test_online:rare"}
+NETWORK = {
+    "observation_embedding": 8, "address_embedding": 4, "core": {"kind": "lstm", "hidden": 8},
+    "head": {"kind": "per_address", "hidden": 8}, "components": 2,
+}  # fmt: skip
+
+
+def gaussian_model() -> et.Model:
+    return et.Model(gaussian)
+
+
+def rare() -> float:
+    """One trace in a hundred has an address that the first ones lack."""
+    x = float(et.sample(Normal(0.0, 1.0), name="x"))
+    if et.sample(Bernoulli(0.01), control=False):
+        x += float(et.sample(Uniform(0.0, 1.0), name="more"))
+    et.observe(Normal(x, 1.0), name="y")
+    return x
+
+
+def failing() -> float:
+    raise ZeroDivisionError("no such decay")
+
+
+def online(simulator: dict[str, Any] | None = None, **settings: Any) -> OnlineDataModule:
+    small = {"epoch_traces": 96, "batch_size": 16, "chunk_size": 32, "sample_traces": 32, "valid_traces": 40}
+    return OnlineDataModule(simulator or GAUSSIAN, **{**small, "workers": 0, "seed": 3, **settings})
+
+
+class Losses(Callback):
+    """Keeps the loss of every training minibatch, and pulls the plug after so many."""
+
+    def __init__(self, pull: int = -1, save: Path | None = None) -> None:
+        self.train: dict[tuple[int, int], float] = {}
+        self._left, self._save = pull, save
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: TrainingBatch, number: int
+    ) -> None:
+        self.train[trainer.current_epoch, number] = float(outputs["loss"])
+        self._left -= 1
+        if self._left == 0:
+            assert self._save is not None
+            trainer.save_checkpoint(self._save)
+            raise KeyError("the plug was pulled")
+
+
+def train(
+    data: OnlineDataModule, *callbacks: Callback, resume: Path | None = None, epochs: int = 2, accumulate: int = 1
+) -> InferenceNetwork:
+    network = InferenceNetwork.for_batches(NETWORK, data.training_batches(), data.model).double()
+    data.attach(network.layout)
+    trainer = Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, callbacks=[Position(), *callbacks], accumulate_grad_batches=accumulate,
+        num_sanity_val_steps=0, use_distributed_sampler=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*is smaller than the logging.*"):
+            warnings.filterwarnings("ignore", message)
+        module = LitInferenceNetwork(network, lambda n: RowAdam(n, lr=1e-2))
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return network
+
+
+def assert_equal(one: InferenceNetwork, other: InferenceNetwork) -> None:
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name], name
+
+
+@pytest.mark.slow
+def test_online_training_finds_the_posterior(tmp_path: Path) -> None:
+    words = [
+        "data=online", "simulator=gaussian", f"output={tmp_path}", "data.workers=1", "data.epoch_traces=8192",
+        "trainer.max_epochs=6", "optimizer.lr=1e-2", "network.core.hidden=16", "network.head.hidden=16", "logger=none",
+    ]  # fmt: skip
+    fit(plain(compose("train", words)))
+    observe = {"obs0": 8.0, "obs1": 9.0}
+    post = et.posterior(gaussian_model(), observe, et.IC(tmp_path / "network.pt"), num_traces=1000, seed=1)
+    assert post.ess > 400, "the prior alone reaches about 30"
+    assert abs(post.mean("mu") - 7.25) < 5 * post.mcse("mu")
+
+
+def test_a_training_is_the_same_for_any_number_of_processes() -> None:
+    here, there = Losses(), Losses()
+    assert_equal(train(online(), here), train(online(workers=2), there))
+    assert here.train == there.train
+    assert len(here.train) == 2 * 6
+
+
+def test_kept_traces_are_the_dataset_of_simulate(tmp_path: Path) -> None:
+    train(online(workers=1, tee=str(tmp_path / "kept")))
+    simulate(gaussian_model, tmp_path / "made", 192, model="gaussian", seed=3, workers=0, chunk_size=32)
+    kept, made = Dataset(tmp_path / "kept"), Dataset(tmp_path / "made")
+    assert (len(kept), kept.name) == (192, "gaussian")
+    for one, other in zip(kept.batches(), made.batches(), strict=True):
+        np.testing.assert_array_equal(one.index, other.index)
+        np.testing.assert_array_equal(one.value, other.value)
+        np.testing.assert_array_equal(one.log_likelihood, other.log_likelihood)
+        assert [one.addresses[a] for a in one.address[:9]] == [other.addresses[a] for a in other.address[:9]]
+
+
+@pytest.mark.parametrize(("after", "accumulate"), [(3, 1), (9, 2), (6, 1)])
+def test_interrupted_training_goes_on_and_so_do_the_traces_kept(tmp_path: Path, after: int, accumulate: int) -> None:
+    whole, first, second = Losses(), Losses(after, tmp_path / "last.ckpt"), Losses()
+    network = train(online(RARE, seed=4), whole, accumulate=accumulate)
+    with pytest.raises(KeyError, match="plug"):
+        train(online(RARE, seed=4, tee=str(tmp_path / "kept")), first, accumulate=accumulate)
+    with pytest.raises(DatasetError, match="unfinished"):
+        Dataset(tmp_path / "kept")
+    again = online(RARE, seed=4, tee=str(tmp_path / "kept"))
+    assert_equal(train(again, second, resume=tmp_path / "last.ckpt", accumulate=accumulate), network)
+    lost = after % 6 % accumulate
+    assert second.train == {place: loss for place, loss in whole.train.items() if place >= divmod(after - lost, 6)}
+    assert len(Dataset(tmp_path / "kept")) == 192
+
+
+def test_the_network_grows_where_new_addresses_appear() -> None:
+    network = train(online(RARE, seed=4))
+    assert len(network.layout) == 2
+    data = online(RARE, seed=4, grow=False)
+    assert len(train(data).layout) == 1
+    names = {row.address.family for row in network.layout.rows}
+    assert names == {"normal", "uniform"}
+
+
+def test_ranks_have_traces_of_their_own_in_epochs_of_equal_length() -> None:
+    seen: list[list[int]] = []
+    for rank in range(2):
+        data = online(epoch_traces=97)
+        data.attach(InferenceNetwork.for_batches(NETWORK, data.training_batches()).layout)
+        data.deal_to(rank, 2)
+        loader, read = data.train_dataloader(), []
+        inner = loader._prepare
+        loader._prepare = lambda traces, read=read, inner=inner: (read.extend(traces.index.tolist()), inner(traces))[1]  # type: ignore[misc,method-assign]
+        for _ in range(2):
+            assert len(list(loader)) == len(loader) == 4
+        loader.close()
+        seen.append(read)
+    assert sorted(seen[0] + seen[1]) == list(range(256))
+
+
+def test_another_number_of_ranks_goes_on_after_the_chunks_in_work() -> None:
+    data = online()
+    data.deal_to(0, 2)
+    state = {**data.state_dict(), "given": 3, "minibatches": 3, "first_chunk": 10}
+    data.deal_to(0, 1)
+    data.load_state_dict(state)
+    assert data.resumed.minibatches == 6, "all chunks of the epoch were begun"
+    assert data.state_dict()["first_chunk"] == 14
+    assert data.state_dict()["given"] == 0
+
+
+def test_a_simulator_in_another_process() -> None:
+    remote = {
+        "_target_": "etalumis.ppx.remote.RemoteModel",
+        "command": [sys.executable, str(SIMULATORS), "branching", "{address}"],
+    }
+    data = online(remote)
+    losses = Losses()
+    train(data, losses, epochs=1)
+    assert len(losses.train) == 6
+    assert all(np.isfinite(list(losses.train.values())))
+
+
+def test_failures_are_told(tmp_path: Path) -> None:
+    with pytest.raises(SimulationError, match="no such decay"):
+        online({"_target_": "test_online:failing"})
+    with pytest.raises(ConfigError, match="simulator=tau"):
+        OnlineDataModule(None)
+    with pytest.raises(ValueError, match="chunk_size must be at least 1; got 0"):
+        online(chunk_size=0)
+    simulate(gaussian_model, tmp_path, 5, model="gaussian", workers=0)
+    with pytest.raises(DatasetError, match=r"holds traces of 'gaussian', the simulator is 'rare'"):
+        online(RARE, valid=str(tmp_path))
+
+
+def test_a_dataset_can_not_begin_in_the_middle_of_a_training(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="plug"):
+        train(online(), Losses(5, tmp_path / "last.ckpt"))
+    with pytest.raises(DatasetError, match=r"holds 0 chunks, training is at the 3th"):
+        train(online(tee=str(tmp_path / "kept")), resume=tmp_path / "last.ckpt")
