@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
+DOUBLE = ["trainer.precision=64-true", "data.batch_size=32", "+network.observations.detector.kind=mlp"]
 KEPT = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "callbacks")
 
 
@@ -71,8 +72,11 @@ def last(output: Path) -> dict[str, Any]:
 
 def without_times(callbacks: dict[str, Any]) -> dict[str, Any]:
     """States of callbacks but for seconds and paths."""
-    kept = {key: state for key, state in callbacks.items() if "ModelCheckpoint" not in key}
-    return {key: {k: v for k, v in state.items() if k not in ("seconds", "waited")} for key, state in kept.items()}
+    others = ("seconds", "waited", "best_k_models", "dirpath")
+    return {
+        key: {k: v for k, v in state.items() if k not in others and not k.endswith("_path")}
+        for key, state in callbacks.items()
+    }
 
 
 def assert_same_training(one: Path, other: Path) -> None:
@@ -105,7 +109,7 @@ def assert_same_training(one: Path, other: Path) -> None:
 )
 def test_stopped_anywhere_equals_uninterrupted(data: Path, tmp_path: Path, words: list[str], stops: tuple[int]) -> None:
     """In float64 to the last bit: weights, moments, schedules, counts, losses."""
-    words = ["trainer.precision=64-true", "trainer.max_epochs=3", "data.batch_size=32", *words]
+    words = [*DOUBLE, "trainer.max_epochs=2", *words]
     fit(settings(data / "tau", tmp_path / "whole", *words))
     config = settings(data / "tau", tmp_path / "pieces", *words)
     steps = [0]
@@ -122,7 +126,7 @@ def test_stopped_anywhere_equals_uninterrupted(data: Path, tmp_path: Path, words
 
 def test_more_steps_than_before_go_on_within_the_epoch(data: Path, tmp_path: Path) -> None:
     """max_steps cuts an epoch short, validates, and a longer training goes on in its middle."""
-    words = ["trainer.precision=64-true", "scheduler=constant", "data.batch_size=32", "trainer.max_epochs=-1"]
+    words = [*DOUBLE, "scheduler=constant", "trainer.max_epochs=-1"]
     fit(settings(data / "tau", tmp_path / "whole", *words, "trainer.max_steps=10"))
     fit(settings(data / "tau", tmp_path / "pieces", *words, "trainer.max_steps=4"))
     assert last(tmp_path / "pieces")["epoch"] == 0
@@ -130,3 +134,225 @@ def test_more_steps_than_before_go_on_within_the_epoch(data: Path, tmp_path: Pat
     fit(settings(data / "tau", tmp_path / "pieces", *words, "trainer.max_steps=10"))
     for key in ("state_dict", "optimizer_states", "epoch", "global_step"):
         assert_equal_state(last(tmp_path / "whole")[key], last(tmp_path / "pieces")[key], key)
+
+
+def test_a_checkpoint_within_an_epoch_after_some_time(data: Path, tmp_path: Path) -> None:
+    """Every few minutes, whatever happens then: here the process breaks."""
+    config = settings(data / "tau", tmp_path, "checkpoint_minutes=1e-6", "data.batch_size=32", "trainer.max_epochs=1")
+    what = {"_target_": f"{__name__}.SignalAt", "minibatch": 5, "number": int(signal.SIGALRM)}
+    before = signal.signal(signal.SIGALRM, broken)
+    try:
+        with pytest.raises(OSError, match="broken"):
+            fit({**config, "callbacks": config["callbacks"] | {"signal": what}})
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert last(tmp_path)["global_step"] == 4
+
+
+def broken(number: int, frame: Any) -> None:
+    raise OSError("broken")
+
+
+def test_time_limit(data: Path, tmp_path: Path) -> None:
+    config = settings(data / "tau", tmp_path, "time_limit=00:00:00:01", "trainer.max_epochs=1000")
+    started = time.monotonic()
+    with pytest.raises(Paused, match=r"stopped by the time limit after \d+ steps"):
+        fit(config)
+    assert time.monotonic() - started < 30
+    assert last(tmp_path)["global_step"] > 0
+    with pytest.raises(ConfigError, match=r"trainer\.max_time .* give time_limit="):
+        fit(settings(data / "tau", tmp_path, "+trainer.max_time=00:00:00:01"))
+
+
+def test_signals_have_an_exit_code(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"data.train={data / 'gaussian'}", f"output={tmp_path}", *SMALL, "trainer.max_epochs=2"]
+    for number, code in ((signal.SIGUSR1, 75), (signal.SIGINT, 130), (signal.SIGTERM, 75)):
+        words += [f"++callbacks.signal._target_={__name__}.SignalAt", "++callbacks.signal.minibatch=2"]
+        assert cli.main(["train", *words, f"++callbacks.signal.number={int(number)}"]) == code
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert f"saved in {tmp_path}/checkpoints/last.ckpt: the same command goes on" in said
+    assert last(tmp_path)["global_step"] == 6
+
+
+def test_requests() -> None:
+    requests = StopRequests()
+    assert requests.reason == ""
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    requests.listen()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert requests.reason == "Ctrl-C"
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert requests.reason == "Ctrl-C"
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    requests.close()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert StopRequests(1e-9).reason == "the time limit"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("00:12:30:05", 45005), ("01:00:00:00", 86400), ("1:30", 90), (7, 7), (None, None)]
+)
+def test_durations(text: str | int | None, seconds: float | None) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["1h", "1:2:3:4:5", "-1:00", "", "0", ":"])
+def test_durations_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match=r"DD:HH:MM:SS|longer than nothing"):
+        seconds_of(text)
+
+
+# --- what is there already ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training."""
+    output = tmp_path_factory.mktemp("run")
+    fit(settings(data / "gaussian", output, "trainer.max_epochs=2"))
+    return output
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """One to spoil."""
+    for path in run.rglob("*.*"):
+        target = tmp_path / path.relative_to(run)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_a_finished_training_is_left_as_it_is(data: Path, copied: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copied.rglob("*.json")}
+    module = fit(settings(data / "gaussian", copied, "trainer.max_epochs=2"))
+    assert module.trainer.global_step == last(copied)["global_step"]
+    assert {path.name: path.read_bytes() for path in copied.rglob("*.json")} == before
+
+
+def test_a_trial_in_its_folder_changes_nothing(data: Path, copied: Path) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*.*")}
+    fit(settings(data / "tau", copied, "debug=fast"))
+    assert {path: path.read_bytes() for path in copied.rglob("*.*")} == before
+
+
+def test_another_training_never_overwrites(data: Path, copied: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*.*")}
+    for words, said in (
+        ([f"data.valid={data / 'gaussian'}"], r"another training: data\.valid=.* \(was None\); give another output="),
+        (["seed=3"], r"another training: seed=3 \(was 0\)"),
+        (["network.components=2"], r"another network: components=2"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            fit(settings(data / "gaussian", copied, *words, "trainer.max_epochs=3"))
+    with pytest.raises(ConfigError, match="another network: simulator=tau"):
+        fit(settings(data / "tau", copied))
+    assert {path: path.read_bytes() for path in copied.rglob("*.*")} == before
+    (copied / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(ConfigError, match=r"holds a network\.pt, but no checkpoint"):
+        fit(settings(data / "gaussian", copied))
+
+
+def test_begun_anew_where_that_is_asked_for(data: Path, copied: Path) -> None:
+    config = settings(data / "tau", copied, "resume=false", "trainer.max_epochs=1", "data.valid_fraction=0.0")
+    stopped(config, 2)
+    assert sorted(path.name for path in copied.rglob("*.*")) == ["last.ckpt"]  # nothing of the other training
+    fit(settings(data / "tau", copied, "trainer.max_epochs=1", "data.valid_fraction=0.0"))
+    assert checkpoint.load(copied / "network.pt")[0].simulator == "tau"
+
+
+def test_a_damaged_checkpoint_names_what_to_take(data: Path, run: Path, copied: Path) -> None:
+    path = copied / "checkpoints" / "last.ckpt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    config = settings(data / "gaussian", copied, "trainer.max_epochs=3")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is .*damaged.*best\.ckpt is whole: .* resume=.*best\.ckpt"):
+        fit(config)
+    fit({**config, "resume": str(path.with_name("best.ckpt"))})
+    assert last(copied)["epoch"] == 2
+    best = json.loads((copied / "result.json").read_text())["best loss/valid"]
+    assert best <= json.loads((run / "result.json").read_text())["best loss/valid"]  # the folder was moved
+    path.write_bytes(content[: len(content) // 2])
+    path.with_name("best.ckpt").unlink()
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is .*damaged(?!.*best\.ckpt)"):
+        fit(config)
+
+
+def test_patience_is_what_is_given(data: Path, tmp_path: Path) -> None:
+    """Not what the checkpoint was made with; a training that has ended early stays so."""
+    words = ["trainer.max_epochs=30", "optimizer.lr=0.0", "scheduler=constant"]
+    assert fit(settings(data / "gaussian", tmp_path, *words, "callbacks.early_stopping.patience=2")).current_epoch == 3
+    again = fit(settings(data / "gaussian", tmp_path, *words, "callbacks.early_stopping.patience=2"))
+    assert again.current_epoch == 3
+    more = fit(settings(data / "gaussian", tmp_path, *words, "callbacks.early_stopping.patience=4"))
+    assert more.current_epoch == 5
+
+
+def plain_only(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(type(key) in (str, int) and plain_only(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(plain_only, value))
+    return value is None or type(value) in (bool, int, float, str, torch.Tensor)
+
+
+def test_checkpoints_hold_plain_things_only(run: Path) -> None:
+    for name in ("last", "best"):
+        content = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        for key, value in content.items():
+            assert plain_only(value), key
+
+
+# --- real processes -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(data: Path, tmp_path: Path) -> list[str]:
+    small = [word for word in SMALL if not word.startswith("data.workers")]
+    words = [f"data.train={data / 'tau'}", f"output={tmp_path}", *small, "data.workers=1", "data.batch_size=16"]
+    return [sys.executable, "-m", "etalumis.cli", "train", *words, "trainer.max_epochs=40", "checkpoint_minutes=1e-4"]
+
+
+def begun(process: subprocess.Popen[str], output: Path) -> Iterator[int]:
+    """Yields the step of last.ckpt again and again while the process runs."""
+    while process.poll() is None:
+        time.sleep(0.05)
+        if (output / "checkpoints" / "last.ckpt").exists():
+            yield last(output)["global_step"]
+
+
+@pytest.mark.slow
+def test_everybody_is_asked_to_stop(command: list[str], tmp_path: Path) -> None:
+    """As job managers do: every process of the job, loader processes too, gets the signal."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        steps = next(begun(process, tmp_path))
+        os.killpg(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "Traceback" not in said
+    assert re.search(r"stopped by SIGTERM after [\d,]+ steps, saved in .*last\.ckpt", said)
+    assert last(tmp_path)["global_step"] >= steps
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(data: Path, command: list[str], tmp_path: Path) -> None:
+    """What a checkpoint holds is never lost, the file is whole at any moment, and the end is the same."""
+    seed = int(np.random.default_rng().integers(2**31))
+    moments = random.Random(seed)
+    most = 0
+    for _ in range(3):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+            end = time.monotonic() + moments.uniform(0.0, 1.5)
+            for step in begun(process, tmp_path):
+                assert step >= most, seed
+                most = step
+                if time.monotonic() > end and step > 0:
+                    break
+            os.killpg(process.pid, signal.SIGKILL)
+    for output in (tmp_path, tmp_path / "whole"):
+        fit(settings(data / "tau", output, "data.batch_size=16", "trainer.max_epochs=40"))
+    for key in ("state_dict", "optimizer_states", "global_step"):
+        assert_equal_state(last(tmp_path)[key], last(tmp_path / "whole")[key], f"{seed} {key}")

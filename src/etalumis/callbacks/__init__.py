@@ -1,6 +1,7 @@
 """Lightning callbacks."""
 
 from etalumis.callbacks.averaging import Average
+from etalumis.callbacks.best import BestCheckpoint
 from etalumis.callbacks.early_stopping import EarlyStopping
 from etalumis.callbacks.export import Export, is_trial
 from etalumis.callbacks.last import LastCheckpoint
@@ -12,6 +13,7 @@ from etalumis.callbacks.throughput import Throughput
 
 __all__ = [
     "Average",
+    "BestCheckpoint",
     "EarlyStopping",
     "Export",
     "LastCheckpoint",
