@@ -128,7 +128,7 @@ class _Block(nn.Module):
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The block's output (n, hidden) from its input and what attention gave, (n, hidden)."""
         x = x + self.out(attended)
-        added: Tensor = x + self.down(F.gelu(self.up(self.norm_feedforward(x)), approximate="tanh"))
+        added: Tensor = x + self.down(F.gelu(self.up(self.norm_feedforward(x))))
         return added
 
 
