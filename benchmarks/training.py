@@ -103,7 +103,7 @@ def peer_measure(peer: PyprobPeer | None, minibatch: str, few: int | None) -> Me
 
 def curves(settings: Settings) -> str:
     """The loss in bf16 beside that in fp32, from equal weights on equal fresh minibatches of one type."""
-    rough, exact = Training(kinds=1, bf16=True), Training(kinds=1)
+    rough, exact = Training(kinds=[0], bf16=True), Training(kinds=[0])
     for training in (rough, exact):
         training.optimizer.param_groups[0]["lr"] = 1e-3
     steps = QUICK_CURVE_STEPS if settings.quick else CURVE_STEPS

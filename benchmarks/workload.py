@@ -39,29 +39,28 @@ def traces(kinds: Sequence[int], seed: int = 0) -> TraceBatch:
     return TraceBatch.from_traces(list(run(model, indices=range(len(kinds)), seed=seed)), model.addresses)
 
 
-def addresses(kinds: int) -> list[Row]:
-    """Rows for the addresses of so many kinds, in their order."""
-    return rows_of(traces(range(kinds)))
+def addresses(kinds: Sequence[int]) -> list[Row]:
+    """Rows for the addresses of kinds, in their order."""
+    return rows_of(traces(kinds))
 
 
 class Training:
-    """A network with rows for ``kinds`` kinds, and Adam. Calling it makes one step, from traces in columns on.
+    """A network with rows for some kinds, and Adam. Calling it makes one step, from traces in columns on.
 
     Args:
         head: kind of head; None takes the default.
-        kinds: how many the network knows.
+        kinds: those that the network knows.
         bf16: matrix products in bf16 (autocast).
-        larc: see :class:`RowAdam`.
     """
 
-    def __init__(self, head: str | None = None, kinds: int = KINDS, *, bf16: bool = False, larc: str = "none") -> None:
+    def __init__(self, head: str | None = None, kinds: Sequence[int] = range(KINDS), *, bf16: bool = False) -> None:
         config: dict[str, Any] = {"core": {"kind": "lstm", "hidden": HIDDEN}, "components": COMPONENTS}
         if head is not None:
             config["head"] = {"kind": head}
         self.network = InferenceNetwork(config, {"y": (SIZE,)})
         self.network.standardise(traces(MIXED))
         self.network.grow(addresses(kinds))
-        self.optimizer = RowAdam(self.network, lr=LEARNING_RATE, larc=larc)
+        self.optimizer = RowAdam(self.network, lr=LEARNING_RATE)
         self.bf16 = bf16
 
     def __call__(self, batch: TraceBatch) -> float:

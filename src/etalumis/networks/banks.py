@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -71,6 +72,14 @@ class Bank(nn.Module):
         return [cast("nn.Parameter", page) for page in self._parameters.values()]
 
     @property
+    def anchor(self) -> list[nn.Parameter]:
+        """A page, or none where there is none: what autograd functions take so that a graph is made."""
+        return [cast("nn.Parameter", page) for page in islice(self._parameters.values(), 1)]
+
+    def _page(self, number: int) -> Tensor:
+        return cast("Tensor", self._parameters[f"page{number}"])
+
+    @property
     def dtype(self) -> torch.dtype:
         return self._anchor.dtype
 
@@ -80,11 +89,11 @@ class Bank(nn.Module):
     def row(self, number: int) -> Tensor:
         """A view of one row."""
         page, place = divmod(number, self.capacity)
-        return cast("Tensor", self._parameters[f"page{page}"])[place]
+        return self._page(page)[place]
 
     def views(self, numbers: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
         """Views of rows, or copies where the dtype is another."""
-        pages = [page.detach() for page in self.pages]
+        pages = {page: self._page(page).detach() for page in {number // self.capacity for number in numbers}}
         rows = [pages[number // self.capacity][number % self.capacity] for number in numbers]
         return rows if dtype == self.dtype else [row.to(dtype) for row in rows]
 
@@ -167,20 +176,19 @@ class Bank(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """The rows of *distinct* ids (n,), int64 on the CPU: (n, *shape), differentiable."""
-        out: Tensor = _LOOKUP[self._anchor.device.type].apply(self, ids, *self.pages)
+        out: Tensor = _LOOKUP[self._anchor.device.type].apply(self, ids, *self.anchor)
         return out
 
     def gather(self, ids: Tensor) -> Tensor:
         """Like :meth:`forward`, outside of autograd; ids may repeat."""
-        pages = self.pages
-        if len(pages) == 1:
-            return pages[0].detach().index_select(0, ids.to(pages[0].device))
+        if len(self._parameters) == 1:
+            return self._page(0).detach().index_select(0, ids.to(self._anchor.device))
         out = self._anchor.new_empty((len(ids), *self.shape))
         number = torch.div(ids, self.capacity, rounding_mode="floor")
         for page in torch.unique(number).tolist():
             here = torch.nonzero(number == page)[:, 0]
             places = (ids[here] - page * self.capacity).to(out.device)
-            out.index_copy_(0, here.to(out.device), pages[page].detach().index_select(0, places))
+            out.index_copy_(0, here.to(out.device), self._page(page).detach().index_select(0, places))
         return out
 
     # --- state dictionaries -----------------------------------------------------------------------------------
@@ -247,7 +255,7 @@ def banks_of(module: nn.Module) -> dict[str, Bank]:
     return {name: child for name, child in module.named_modules() if isinstance(child, Bank)}
 
 
-# The pages are arguments only so that a graph is made; their gradient is None.
+# A page is an argument only so that a graph is made; its gradient is None.
 class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bank: Bank, ids: Tensor, *pages: Tensor) -> Tensor:

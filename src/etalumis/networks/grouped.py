@@ -66,11 +66,11 @@ def grouped_linear(x: Tensor, weight: Bank, bias: Bank, groups: Groups) -> Tenso
     if torch.is_autocast_enabled(device) and (device != "cpu" or len(x) >= _MANY_DRAWS * len(groups.rows)):
         dtype = torch.get_autocast_dtype(device)
     function = _GROUPED_LINEAR[device]
-    y: Tensor = function.apply(x, weight, bias, groups, dtype, *weight.pages, *bias.pages)
+    y: Tensor = function.apply(x, weight, bias, groups, dtype, *weight.anchor, *bias.anchor)
     return y
 
 
-# The pages are arguments only so that a graph is made; their gradient is None.
+# A page of each is an argument only so that a graph is made; its gradient is None.
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
