@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -117,3 +118,35 @@ def test_tracing_reports_what_outside_checks_read() -> None:
     assert set(results) == {"prior_vs_pyprob", "rmh_vs_pyprob", "sample_overhead_us"}
     assert results["prior_vs_pyprob"]["target"] == 10.0
     assert 0.0 < results["sample_overhead_us"]["ours"] < 30.0
+
+
+@pytest.mark.slow
+def test_conv3d_reports_what_outside_checks_read() -> None:
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "benchmarks.conv3d", "--json", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
+    results = {r["name"]: r for r in json.loads(done.stdout.splitlines()[-1])["results"]}
+    assert set(results) == {"fp32_vs_matmul", "bf16_vs_fp32"}
+    assert results["fp32_vs_matmul"]["target"] == 0.85
+    assert results["fp32_vs_matmul"]["ratio"] > 0.5
+
+
+def test_gpu_says_so_where_there_is_none() -> None:
+    """No CUDA: null results with a note, and no failure."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "benchmarks.gpu", "--json", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    results = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert {r["name"] for r in results} == {"traces_per_s", "share_of_matmul"}
+    assert all(r["ours"] is None and "no CUDA" in r["note"] for r in results)
+
+
+@pytest.mark.slow
+def test_gpu_runs_through_on_a_cpu(tmp_path: Path) -> None:
+    table = tmp_path / "profile.txt"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--json", "--quick", "--device", "cpu", "--profile", str(table)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    results = {r["name"]: r for r in json.loads(done.stdout.splitlines()[-1])["results"]}
+    assert results["traces_per_s"]["target"] == 28_000.0
+    assert min(r["ours"] for r in results.values()) > 0.0
+    assert "convolution" in table.read_text(encoding="utf-8")
