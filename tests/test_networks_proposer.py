@@ -132,12 +132,12 @@ def test_given_values_out_of_reach_are_errors_that_name_the_address() -> None:
     ids=["gru", "transformer", "spline"],
 )
 def test_posterior_of_a_gaussian_through_a_trained_checkpoint(settings: dict[str, Any], tmp_path: Path) -> None:
-    batch = traces(gaussian, 600)
+    batch = traces(gaussian, 400)
     network = InferenceNetwork.for_batch(
         {**SMALL, **settings, "head": {"kind": "shared", "hidden": 16}}, batch, "gaussian"
     )
     optimizer, losses = RowAdam(network, lr=0.02), []
-    for step in range(100):
+    for step in range(80):
         optimizer.zero_grad()
         loss, _ = network.loss(pack(batch, network.layout, epoch=step))
         loss.backward()
@@ -147,9 +147,9 @@ def test_posterior_of_a_gaussian_through_a_trained_checkpoint(settings: dict[str
     checkpoint.save(tmp_path / "network.pt", network)
     observed = {"obs0": 2.0, "obs1": 3.0}
     engine = et.IC(tmp_path / "network.pt")
-    post = et.posterior(et.Model(gaussian), observed, engine, num_traces=3000, seed=2)
+    post = et.posterior(et.Model(gaussian), observed, engine, num_traces=1500, seed=2)
     mean, stddev = gaussian_posterior(2.0, 3.0)
-    assert post.ess > 0.5 * 3000  # the prior alone gives a fifth
+    assert post.ess > 0.7 * 1500  # the prior alone gives far less
     error = stddev / math.sqrt(post.ess)
     assert abs(post.mean("mu") - mean) < 5.0 * error
     assert post.std("mu") == pytest.approx(stddev, abs=5.0 * error)
