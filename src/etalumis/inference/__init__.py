@@ -2,7 +2,7 @@
 
 from etalumis.inference.api import posterior, posteriors, prior
 from etalumis.inference.calibration import Calibration, calibrate
-from etalumis.inference.compilation import IC
+from etalumis.inference.compilation import IC, NetworkMoves
 from etalumis.inference.engine import Engine
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.importance import ImportanceSampling
@@ -17,6 +17,7 @@ __all__ = [
     "Engine",
     "ImportanceSampling",
     "InferenceError",
+    "NetworkMoves",
     "Posterior",
     "calibrate",
     "posterior",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from etalumis.execution.model import met_names
 from etalumis.inference.acceptance import Sites
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.executions import HELD, to_columns
-from etalumis.inference.moves import State, Transition
+from etalumis.inference.moves import Kept, State, Transition, irreproducible
 
 _BLOCK = 64  # steps that share a block of the chain's own random numbers
 _MOST_STARTS = 50  # times the asked number of prior draws, in search of a finite density
@@ -70,6 +71,8 @@ class Chain:
         self._draws = Stream(self._seed)
         self._choices = Stream(int(choices))
         self._steps = 0
+        self._index = 0  # of the next execution's random numbers
+        self._restored = False
         self.power = 1.0
         self._state: State
         self.executions = 0
@@ -111,8 +114,9 @@ class Chain:
         self._steps += 1
         if self._temper:
             self.power = min(self._steps / self._temper, 1.0)
-        if not place:
+        if not place or self._restored:
             choices.start(block)
+            self._restored = False
         choices.seek(2 * place)
         first, second, threshold = choices.uniform(), choices.uniform(), choices.uniform()
         transition = self._pick(choices.uniform()) if len(self._moves) > 1 else self._moves[0][1]
@@ -137,6 +141,44 @@ class Chain:
         self.adapting = False
         self.tally.clear()
 
+    # --- on disk ------------------------------------------------------------------------------------------------
+
+    def plain(self) -> dict[str, Any]:
+        """All but the present trace, in JSON's types."""
+        return {
+            "steps": self._steps,
+            "index": self._index,
+            "executions": self.executions,
+            "failed": self.failed,
+            "adapting": self.adapting,
+            "used": sorted(self._observe.used),
+            "tally": [[address, *counts] for address, counts in self.tally.items()],
+            "moves": [transition.plain() for _, transition in self._moves],
+        }
+
+    def restore(self, present: TraceBatch, plain: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`plain` told and the present trace, as one row of a batch.
+
+        Raises:
+            InferenceError: the simulator does not repeat the trace.
+        """
+        ours = self.model.addresses.merge(present.addresses).tolist()
+        self._steps, self._index, self._restored = plain["steps"], plain["index"], True
+        self.failed, self.adapting = plain["failed"], plain["adapting"]
+        self.tally = {ours[address]: [proposed, accepted] for address, proposed, accepted in plain["tally"]}
+        for (_, transition), state in zip(self._moves, plain["moves"], strict=True):
+            transition.restore(state, ours)
+        self._observe.used.update(plain["used"])
+        values = {ours[address]: value for address, value in _values(present).items()}
+        index = self._index
+        trace = self.execute(Kept(values))
+        self._index, self.executions = index, plain["executions"]
+        if trace.ended != FINISHED or len(trace) != present.num_draws:
+            raise irreproducible(self, trace.addresses[-1] if len(trace) else 0)
+        self._state = State(trace, self.sites(trace))
+        if self._temper:
+            self.power = min(self._steps / self._temper, 1.0)
+
     # --- what moves ask for -------------------------------------------------------------------------------------
 
     def execute(self, controller: Controller) -> Trace:
@@ -154,13 +196,21 @@ class Chain:
         self.failed += trace.ended == FAILED
         return trace
 
+    def evaluate(self, proposer: Proposer, told: Mapping[int, Any], fixed: Mapping[int, Any]) -> Trace:
+        """The same for a trace of which every value is given: no random numbers are used up."""
+        index, self._index = self._index, 0
+        trace = self.propose(proposer, told, fixed)
+        self._index = index
+        return trace
+
     def sites(self, trace: Trace) -> Sites:
         """How to choose among the sites of a trace."""
         return Sites(trace, self._branch_share)
 
     def _next_index(self) -> int:
         self.executions += 1
-        return self.executions - 1
+        self._index += 1
+        return self._index - 1
 
     def _pick(self, uniform: float) -> Transition:
         for share, transition in self._moves:
@@ -170,41 +220,58 @@ class Chain:
         return self._moves[0][1]
 
 
+def _values(present: TraceBatch) -> dict[int, Any]:
+    """The values of one trace by address id, but for those it is conditioned on."""
+    values: dict[int, Any] = {}
+    for draw in np.flatnonzero(~present.conditioned).tolist():
+        distribution = present.distributions.distribution(int(present.distribution[draw]))
+        numbers = present.value[present.value_offsets[draw] : present.value_offsets[draw + 1]]
+        kind = np.int64 if distribution.discrete else np.float64
+        whole = numbers.astype(kind).reshape(distribution.shape)
+        values[int(present.address[draw])] = whole if distribution.shape else distribution.cast(float(numbers[0]))
+    return values
+
+
 class Recorder:
     """Collects kept states in columns; a state kept several times in a row is stored once.
 
     Args:
-        model: whose traces they are.
-        count: how many states will be kept.
+        chain: whose states.
         keep_observes: hold the likelihoods' parameters too.
     """
 
-    def __init__(self, model: Simulator, count: int, keep_observes: bool) -> None:
-        self._model = model
+    def __init__(self, chain: Chain, keep_observes: bool) -> None:
+        self._chain = chain
         self._keep_observes = keep_observes
-        self._rows = np.zeros(count, dtype=np.int64)
-        self._kept = 0
+        self._rows = array("q")
         self._distinct = 0
         self._last: Trace | None = None
         self._held: list[Trace] = []
         self._blocks: list[TraceBatch] = []
 
-    def keep(self, trace: Trace) -> None:
-        """Keep a state."""
+    def begin(self) -> int:
+        """Steps that the chain has done: none."""
+        return 0
+
+    def keep(self) -> None:
+        """Keep the present state."""
+        trace = self._chain.trace
         if trace is not self._last:
             if len(self._held) == HELD:
                 self._flush()
             self._last = trace
             self._held.append(trace)
             self._distinct += 1
-        self._rows[self._kept] = self._distinct - 1
-        self._kept += 1
+        self._rows.append(self._distinct - 1)
 
-    def finish(self) -> tuple[TraceBatch, NDArray[np.int64]]:
-        """The distinct traces, and the row of each kept state among them."""
+    def save(self, steps: int, force: bool = False) -> None:
+        """Nothing is kept on disk."""
+
+    def finish(self, count: int) -> tuple[TraceBatch, NDArray[np.int64]]:
+        """The distinct traces, and the row of each of the ``count`` kept states among them."""
         self._flush()
-        return TraceBatch.concatenate(self._blocks), self._rows
+        return TraceBatch.concatenate(self._blocks), np.array(self._rows, dtype=np.int64)
 
     def _flush(self) -> None:
-        self._blocks.append(to_columns(self._held, self._model, self._keep_observes))
+        self._blocks.append(to_columns(self._held, self._chain.model, self._keep_observes))
         self._held = []

@@ -158,6 +158,11 @@ class NetworkMoves:
     share: float
     whole: float
 
+    def __str__(self) -> str:
+        source = self.engine.checkpoint
+        network = str(source) if isinstance(source, (str, Path)) else type(source).__name__
+        return f"{network}, share {self.share}, whole {self.whole}"
+
     def transition(self, model: Simulator) -> Proposed:
         """The moves of one chain."""
         return Proposed(self.engine.network(model.name).proposer(), self.whole)

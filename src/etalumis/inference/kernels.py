@@ -22,6 +22,12 @@ class Kernel(Protocol):
     def learn(self, address: int, acceptance: float) -> None:
         """During burn-in: a move at this address had this acceptance probability."""
 
+    def plain(self) -> Any:
+        """What was learnt, in JSON's types."""
+
+    def restore(self, plain: Any, addresses: Sequence[int]) -> None:
+        """Take up what :meth:`plain` told; ``addresses`` translates its address ids."""
+
 
 class PriorKernel:
     """The next value comes from the site's prior, whatever the present one."""
@@ -31,6 +37,13 @@ class PriorKernel:
 
     def learn(self, address: int, acceptance: float) -> None:
         """Nothing to adapt."""
+
+    def plain(self) -> Any:
+        """Nothing was learnt."""
+        return None
+
+    def restore(self, plain: Any, addresses: Sequence[int]) -> None:
+        """There is nothing to take up."""
 
 
 class RandomWalk:
@@ -57,6 +70,14 @@ class RandomWalk:
         step = self.steps.get(address, self._initial) * math.exp((acceptance - self._target) * moves**-0.6)
         self.steps[address] = min(max(step, _SMALLEST_STEP), _LARGEST_STEP)
 
+    def plain(self) -> Any:
+        """Address, step and number of moves."""
+        return [[address, step, self._moves[address]] for address, step in self.steps.items()]
+
+    def restore(self, plain: Any, addresses: Sequence[int]) -> None:
+        self.steps = {addresses[address]: step for address, step, _ in plain}
+        self._moves = {addresses[address]: moves for address, _, moves in plain}
+
 
 class Mixture:
     """Kernels picked with fixed probabilities.
@@ -80,3 +101,11 @@ class Mixture:
             if uniform < reach:
                 return kernel
         return self._last
+
+    def plain(self) -> Any:
+        """What each kernel learnt."""
+        return [kernel.plain() for _, kernel in self._parts]
+
+    def restore(self, plain: Any, addresses: Sequence[int]) -> None:
+        for (_, kernel), state in zip(self._parts, plain, strict=True):
+            kernel.restore(state, addresses)

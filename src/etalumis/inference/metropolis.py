@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from etalumis.execution import Observations, Simulator, TraceBatch
 from etalumis.execution.model import as_observations
 from etalumis.inference.acceptance import Move, log_acceptance_ratio
 from etalumis.inference.chain import Chain, Recorder
+from etalumis.inference.chain_files import ChainFolder, FileRecorder, identity
 from etalumis.inference.engine import DEFAULT_TRACES, left_out, warn
 from etalumis.inference.executions import join
 from etalumis.inference.kernels import Mixture, PriorKernel, RandomWalk
@@ -58,6 +60,8 @@ class LMH:
         dependants_share: of the moves, this share redraws a discrete site and what depends on it from the prior.
         proposals: further moves by a trained network, ``IC(checkpoint).as_kernel()``.
         temper: over this share of the burn-in the likelihood's power rises from 0 to 1.
+        folder: write kept states and the chains there as they go, so that they need no memory and an interrupted run
+            goes on; with more ``num_traces`` a finished one does too.
         workers: processes to run chains in; results do not depend on it.
         keep_observes: keep the parameters of the likelihoods with the traces (for posterior predictive checks).
     """
@@ -71,6 +75,7 @@ class LMH:
     dependants_share: float = 0.0
     proposals: ProposedMoves | None = None
     temper: float = 0.0
+    folder: str | Path | None = None
     workers: int = 1
     keep_observes: bool = False
 
@@ -178,6 +183,7 @@ class RMH(LMH):
 def _plain_settings(engine: LMH) -> dict[str, Any]:
     """Settings that JSON can say."""
     settings = {field.name: getattr(engine, field.name) for field in fields(engine)}
+    settings["folder"] = None if engine.folder is None else str(engine.folder)
     return settings | {"proposals": None if engine.proposals is None else str(engine.proposals)}
 
 
@@ -199,22 +205,37 @@ def _run_chain(common: tuple[LMH, Simulator, Observations, int], task: tuple[int
     number, count = task
     temper = int(engine.temper * engine.burn_in)
     chain = Chain(model, observations, engine.transitions(model), seed, number, engine.branch_share, temper)
-    chain.start(engine.starts)
-    recorder = Recorder(model, count, engine.keep_observes)
-    accepted = 0
-    for step in range(1, engine.burn_in + count * engine.thinning + 1):
+    recorder = _recorder(engine, chain, observations, seed, number)
+    done = recorder.begin()
+    if not done:
+        chain.start(engine.starts)
+    total = engine.burn_in + count * engine.thinning
+    report(min(done, total), "")
+    accepted, step = 0, done
+    for step in range(done + 1, total + 1):
         if step == engine.burn_in + 1:
             chain.freeze()
         accepted += chain.step()
         after = step - engine.burn_in
         if after > 0 and after % engine.thinning == 0:
-            recorder.keep(chain.trace)
+            recorder.keep()
         if step % _REPORT_EVERY == 0:
-            report(_REPORT_EVERY, f"acceptance {accepted / step:.2f}")
-    report(step % _REPORT_EVERY, f"acceptance {accepted / step:.2f}")
-    traces, rows = recorder.finish()
+            recorder.save(step)
+            report(_REPORT_EVERY, f"acceptance {accepted / (step - done):.2f}")
+    recorder.save(step, force=True)
+    if step > done:
+        report(step % _REPORT_EVERY, f"acceptance {accepted / (step - done):.2f}")
+    traces, rows = recorder.finish(count)
     stuck = stuck_discrete(traces, chain.tally)
     return _Outcome(traces, rows, chain.tally, chain.executions, chain.failed, observations.used, chain.names, stuck)
+
+
+def _recorder(engine: LMH, chain: Chain, observations: Observations, seed: int, number: int) -> Recorder | FileRecorder:
+    if engine.folder is None:
+        return Recorder(chain, engine.keep_observes)
+    whose = identity(_plain_settings(engine), chain.model, observations, seed, number)
+    folder = ChainFolder(Path(engine.folder) / f"chain-{number:03d}", whose)
+    return FileRecorder(chain, folder, engine.keep_observes)
 
 
 def _assemble(model: Simulator, outcomes: Sequence[_Outcome]) -> Posterior:

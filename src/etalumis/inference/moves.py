@@ -52,6 +52,9 @@ class Host(Protocol):
     def propose(self, proposer: Proposer, told: Mapping[int, Any], fixed: Mapping[int, Any]) -> Trace:
         """Execute it once with a network's proposals; see :class:`etalumis.execution.lockstep.Job`."""
 
+    def evaluate(self, proposer: Proposer, told: Mapping[int, Any], fixed: Mapping[int, Any]) -> Trace:
+        """The same for a trace of which every value is given."""
+
     def sites(self, trace: Trace) -> Sites:
         """How to choose among the sites of a trace."""
 
@@ -64,6 +67,26 @@ class Transition(Protocol):
 
     def settle(self, attempt: Attempt, accepted: bool, acceptance: float, adapting: bool) -> None:
         """What became of the last attempt."""
+
+    def plain(self) -> Any:
+        """What was learnt, in JSON's types."""
+
+    def restore(self, plain: Any, addresses: Sequence[int]) -> None:
+        """Take up what :meth:`plain` told; ``addresses`` translates its address ids."""
+
+
+class Untaught:
+    """Moves that learn nothing."""
+
+    def settle(self, attempt: Attempt, accepted: bool, acceptance: float, adapting: bool) -> None:
+        """Nothing is remembered."""
+
+    def plain(self) -> Any:
+        """Nothing was learnt."""
+        return None
+
+    def restore(self, plain: Any, addresses: Sequence[int]) -> None:
+        """There is nothing to take up."""
 
 
 class Reuse(Controller):
@@ -180,6 +203,12 @@ class SingleSite:
         elif attempt.state is not None and attempt.state.sites is sites and not self._reuse.fresh:
             self._adopted = attempt.state.trace  # the same draws: its values are the ones held
 
+    def plain(self) -> Any:
+        return self.kernel.plain()
+
+    def restore(self, plain: Any, addresses: Sequence[int]) -> None:
+        self.kernel.restore(plain, addresses)
+
 
 class Kept(Controller):
     """Gives some values by full address and draws the others from the prior."""
@@ -196,7 +225,7 @@ class Kept(Controller):
         return Script(self.values)
 
 
-class Suffix:
+class Suffix(Untaught):
     """Redraws a site and everything after it from the prior.
 
     What comes before is the same in both traces, what comes after cancels against its own prior, so
@@ -219,11 +248,8 @@ class Suffix:
             address, State(new, after), change + after.log_probability(*flags) - sites.log_probability(*flags)
         )
 
-    def settle(self, attempt: Attempt, accepted: bool, acceptance: float, adapting: bool) -> None:
-        """Nothing is remembered."""
 
-
-class Dependants:
+class Dependants(Untaught):
     """Redraws a discrete site and whatever depends on it; all else is reused.
 
     A draw depends on the site where the new execution gives it other parameters, or does not meet it. Which those
@@ -247,9 +273,6 @@ class Dependants:
         choice = math.log(len(positions)) - math.log(len(discrete_sites(new)))
         return Attempt(address, State(new, host.sites(new)), change + choice)
 
-    def settle(self, attempt: Attempt, accepted: bool, acceptance: float, adapting: bool) -> None:
-        """Nothing is remembered."""
-
 
 class _Dependent(Controller):
     __slots__ = ("_at", "_old", "_value")
@@ -269,7 +292,7 @@ class _Dependent(Controller):
         return distribution.draw(stream), None
 
 
-class Proposed:
+class Proposed(Untaught):
     """Redraws the whole trace, or a site and everything after it, by a network's proposals.
 
     With the weight of what is redrawn, w = p(y | x) Π p / q over the draws from the site on,
@@ -314,7 +337,7 @@ class Proposed:
     def _log_q(self, host: Host, trace: Trace) -> Sequence[float]:
         """The network's log q along a trace that another kind of move made."""
         if self._scored[0] is not trace:
-            again = host.propose(self._proposer, *told_and_fixed(trace, len(trace)))
+            again = host.evaluate(self._proposer, *told_and_fixed(trace, len(trace)))
             if again.addresses != trace.addresses:
                 raise irreproducible(host, trace.addresses[0])
             self._scored = (trace, again.log_proposals)

@@ -1,0 +1,147 @@
+"""Chains on disk: kept states are written as they come, and an interrupted chain goes on as if nothing had happened.
+
+A chain's folder holds blocks of kept states and its own state, each a saved :class:`Posterior` that appears whole or
+not at all. Random numbers are counted, not streamed, so the present values, some counts and the step sizes are all
+that a chain is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etalumis.execution import Observations, Simulator, TraceBatch
+from etalumis.inference.chain import Chain
+from etalumis.inference.errors import InferenceError
+from etalumis.inference.executions import HELD, join, to_columns
+from etalumis.inference.posterior import Posterior
+
+_SECONDS = 30.0  # between two saves
+_BLOCK = 16 * HELD  # distinct states after which they are written, whatever the time
+_STATE = "state"
+
+
+class ChainFolder:
+    """Where one chain lives.
+
+    Args:
+        path: the folder.
+        identity: what the chain is of; a chain of anything else is refused.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self._identity = json.loads(json.dumps(identity))
+
+    def load(self, chain: Chain, accepted_names: set[str]) -> dict[str, Any] | None:
+        """Bring a chain to where it was saved; returns its counts, or None where there is nothing to go on from.
+
+        Raises:
+            InferenceError: the folder holds another chain, or a damaged one.
+        """
+        if not (self.path / _STATE).is_dir():
+            return None
+        saved = Posterior.load(self.path / _STATE)
+        state = saved.info
+        if state["identity"] != self._identity:
+            changed = sorted(k for k, v in self._identity.items() if state["identity"].get(k) != v)
+            raise InferenceError(
+                f"{self.path} holds a chain with other {', '.join(changed)}; give its settings to go on, or choose "
+                "another folder"
+            )
+        accepted_names.update(state["names"])
+        chain.restore(saved.traces, state["chain"])
+        counts: dict[str, Any] = state["counts"]
+        return counts
+
+    def save(self, chain: Chain, counts: Mapping[str, Any], names: set[str]) -> None:
+        """Write where the chain is."""
+        present = to_columns([chain.trace], chain.model, keep_observes=False)
+        info = {"identity": self._identity, "chain": chain.plain(), "counts": dict(counts), "names": sorted(names)}
+        Posterior(present, np.zeros(1), info=info).save(self.path / _STATE)
+
+    def write(self, number: int, traces: TraceBatch, rows: NDArray[np.int64]) -> None:
+        """Write a block of kept states."""
+        Posterior(traces, np.zeros(len(rows)), rows).save(self.path / f"block-{number:06d}")
+
+    def read(self, number: int) -> Posterior:
+        """A block of kept states."""
+        return Posterior.load(self.path / f"block-{number:06d}")
+
+
+class FileRecorder:
+    """Collects kept states like :class:`.chain.Recorder`, in a folder, and saves the chain now and then.
+
+    Args:
+        chain: whose states.
+        folder: where to.
+        keep_observes: hold the likelihoods' parameters too.
+        every: seconds between two saves.
+    """
+
+    def __init__(self, chain: Chain, folder: ChainFolder, keep_observes: bool, every: float = _SECONDS) -> None:
+        self._chain = chain
+        self._folder = folder
+        self._keep_observes = keep_observes
+        self._every = every
+        self._saved = time.monotonic()
+        self._held: list[Any] = []
+        self._rows: list[int] = []
+        self._last: Any = None
+        self.blocks = 0
+        self.kept = 0
+
+    def begin(self) -> int:
+        """Take up the chain where it was saved; returns the steps that it has done."""
+        counts = self._folder.load(self._chain, self._chain.names)
+        if counts is None:
+            return 0
+        self.blocks, self.kept = counts["blocks"], counts["kept"]
+        return int(counts["steps"])
+
+    def keep(self) -> None:
+        """Keep the present state."""
+        trace = self._chain.trace
+        if trace is not self._last:
+            self._last = trace
+            self._held.append(trace)
+        self._rows.append(len(self._held) - 1)
+        self.kept += 1
+
+    def save(self, steps: int, force: bool = False) -> None:
+        """Write what was kept, and the chain, if it is time."""
+        if not force and len(self._held) < _BLOCK and time.monotonic() - self._saved < self._every:
+            return
+        if self._rows:
+            traces = to_columns(self._held, self._chain.model, self._keep_observes)
+            self._folder.write(self.blocks, traces, np.array(self._rows, dtype=np.int64))
+            self.blocks += 1
+            self._held, self._rows, self._last = [], [], None
+        # The block first: one without a state that counts it is written again.
+        self._folder.save(self._chain, {"steps": steps, "blocks": self.blocks, "kept": self.kept}, self._chain.names)
+        self._saved = time.monotonic()
+
+    def finish(self, count: int) -> tuple[TraceBatch, NDArray[np.int64]]:
+        """The distinct traces, and the row of each of the first ``count`` kept states among them."""
+        blocks = [self._folder.read(number) for number in range(self.blocks)]
+        starts = np.cumsum([0, *(len(block.traces) for block in blocks)])
+        rows = np.concatenate([block.rows + start for block, start in zip(blocks, starts, strict=False)])[:count]
+        traces = join(self._chain.model, [block.traces for block in blocks])
+        return traces.select(np.arange(rows[-1] + 1)), rows
+
+
+def identity(settings: Mapping[str, Any], model: Simulator, observe: Observations, seed: int, number: int) -> Any:
+    """What makes a chain the one it is: settings but those that only say how much, model, data and seed."""
+    digest = hashlib.sha256()
+    for name in sorted(observe.values):
+        value = np.asarray(observe.values[name], dtype=np.float64)
+        digest.update(f"{name}{value.shape}".encode() + value.tobytes())
+    chosen = {k: v for k, v in settings.items() if k not in ("workers", "folder", "chains")}
+    return {"settings": chosen, "model": model.name, "observations": digest.hexdigest(), "seed": seed, "chain": number}
