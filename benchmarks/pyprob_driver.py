@@ -94,6 +94,27 @@ def kinds(pyprob: types.ModuleType, draws: int, size: int) -> Any:
     return Kinds("Kinds")
 
 
+def images(pyprob: types.ModuleType, path: str) -> Any:
+    """Traces with so many draws each as a file says, which observe the image that it gives for them, with noise."""
+    import numpy as np
+    import torch
+    from pyprob.distributions import Normal, Uniform
+
+    with np.load(path) as file:
+        lengths, means = file["lengths"].tolist(), torch.from_numpy(file["images"])
+
+    class Images(pyprob.Model):
+        number = -1
+
+        def forward(self) -> None:
+            self.number = (self.number + 1) % len(lengths)
+            for draw in range(lengths[self.number]):
+                pyprob.sample(Uniform(0.0, 1.0), address=f"draw {draw}")
+            pyprob.observe(Normal(means[self.number], 0.2), name="detector")
+
+    return Images("Images")
+
+
 class Jobs:
     """What may be asked, by name; each answers a dictionary."""
 
@@ -155,6 +176,37 @@ class Jobs:
             loss.backward()
             network._optimizer.step()
         return {"rate": steps * len(batch) / (time.perf_counter() - start), "loss": float(loss)}
+
+    def write_dataset(self, folder: str, model: str, num_traces: int, data: str = "") -> dict[str, Any]:
+        """A dataset as pyprob stores it, pruned, 128 traces to a file."""
+        self._pyprob.seed(1)
+        made = images(self._pyprob, data) if model == "images" else self._marsaglia
+        start = time.perf_counter()
+        made.save_dataset(dataset_dir=folder, num_traces=num_traces, num_traces_per_file=128)
+        return {"rate": num_traces / (time.perf_counter() - start)}
+
+    def open_dataset(self, folder: str, minibatch: int) -> dict[str, Any]:
+        """Open it and sort it in memory, as its training does; its distributed sampler wants a process group."""
+        import torch.distributed
+        from pyprob.nn import OfflineDataset
+        from pyprob.nn.dataset import DistributedTraceBatchSampler
+
+        if not torch.distributed.is_initialized():
+            store = torch.distributed.HashStore()
+            torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        self._dataset = OfflineDataset(folder)
+        self._sampler = DistributedTraceBatchSampler(self._dataset, batch_size=minibatch, num_buckets=1)
+        return {"traces": len(self._dataset)}
+
+    def read_dataset(self) -> dict[str, Any]:
+        """An epoch of minibatches."""
+        from pyprob.nn import Batch
+
+        start = time.perf_counter()
+        count = 0
+        for indices in self._sampler:
+            count += len(Batch([self._dataset[i] for i in indices]))
+        return {"rate": count / (time.perf_counter() - start)}
 
     def _answer(self, count: int, seconds: float, traces: Any) -> dict[str, Any]:
         """Speed, and the moments of mu to see that the work was done."""

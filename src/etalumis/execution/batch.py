@@ -229,7 +229,10 @@ class TraceBatch:
             rows = np.flatnonzero(rows)
         rows = rows.astype(np.int64)
         draws, offsets = gather(np.arange(self.num_draws), self.offsets, rows)
-        value, value_offsets = gather(self.value, self.value_offsets, draws)
+        if len(self.value) == self.num_draws:  # scalars all
+            value, value_offsets = self.value[draws], np.arange(len(draws) + 1)
+        else:
+            value, value_offsets = gather(self.value, self.value_offsets, draws)
         columns = {key: getattr(self, key)[draws] for key in _DRAW_COLUMNS}
         columns |= {key: getattr(self, key)[rows] for key in _TRACE_COLUMNS}
         return replace(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from etalumis.distributions import DISTRIBUTIONS, Distribution
+from etalumis.distributions import DISTRIBUTIONS, Distribution, Normal
 from etalumis.execution import ObserveColumn
 
 # Largest rounding error in units of the likelihood's spread. A log density moves by this times z: in an image of
@@ -34,11 +34,12 @@ def narrow(column: ObserveColumn, precision: str, forced: bool = False) -> Obser
         column: what is observed.
         precision: ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"``. The last two have no place in
             computations: numbers are rounded to them and stay float32, of which :mod:`.codec` then stores the half
-            that counts. Where they are too coarse, float32 is tried.
+            that counts. Where they are too coarse, float32 is tried. In all but the first, means of a Normal that
+            are below the tolerance become zeros.
         forced: round to ``precision`` though the likelihood can tell; what it can't hold at all still stays.
     """
     for step in (precision, *(("float32",) if precision in HALVES else ())):
-        parameters = tuple(_cast(p, step) for p in column.parameters)
+        parameters = _flushed(column, tuple(_cast(p, step) for p in column.parameters))
         if not (forced and _finite(column.parameters, parameters)) and not _parameters_agree(column, parameters):
             continue
         column = replace(column, parameters=parameters)
@@ -69,6 +70,18 @@ def _cast(array: NDArray[Any], precision: str) -> NDArray[Any]:
             return array.astype(precision, copy=False)
         narrowed = array.astype(np.float32, copy=False)
         return to_half(narrowed, precision) if array.size >= _FEW else narrowed
+
+
+def _flushed(column: ObserveColumn, rounded: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
+    """Zero for means that are nothing beside the noise, as most of an image's are: zeros need not be stored."""
+    if column.family != Normal.family or rounded[0].dtype != np.float32 or rounded[0].size < _FEW:
+        return rounded
+    mean, stddev = rounded
+    rank = len(column.shape)
+    least = TOLERANCE * stddev.reshape(len(stddev), *(1,) * (rank - stddev.ndim + 1), *stddev.shape[1:])
+    if len(mean) == 1 < len(least) or mean.ndim < rank + 1:
+        return rounded
+    return np.where(np.abs(mean) <= least, np.float32(0.0), mean), stddev
 
 
 def _finite(exact: Sequence[NDArray[Any]], rounded: Sequence[NDArray[Any]]) -> bool:

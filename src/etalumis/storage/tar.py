@@ -36,14 +36,25 @@ def unpack_span(key: str, span: bytearray) -> dict[str, memoryview]:
     members: dict[str, memoryview] = {}
     position = 0
     while position < len(span):
-        try:
-            info = tarfile.TarInfo.frombuf(bytes(view[position : position + BLOCK]), "utf-8", "strict")
-        except (tarfile.HeaderError, UnicodeDecodeError) as error:
-            raise DatasetError(f"chunk {key}: no tar entry {position} bytes into it ({error})") from error
+        name, size = _head(bytes(view[position : position + BLOCK]))
         start = position + BLOCK
-        found, _, field = info.name.partition(".")
-        if found != key or start + info.size > len(span):
-            raise DatasetError(f"chunk {key}: unexpected tar entry {info.name!r} {position} bytes into it")
-        members[field] = view[start : start + info.size]
-        position = start + info.size + (-info.size % BLOCK)
+        found, _, field = name.partition(".")
+        if found != key or start + size > len(span):
+            raise DatasetError(f"chunk {key}: no tar entry of it {position} bytes into it, but {name!r}")
+        members[field] = view[start : start + size]
+        position = start + size + (-size % BLOCK)
     return members
+
+
+def _head(block: bytes) -> tuple[str, int]:
+    """Name and size of a regular file's entry as :func:`pack_span` writes it; an empty name for anything else.
+
+    The library's own reader takes ten times as long, which small chunks feel.
+    """
+    try:
+        checksum, size = int(block[148:154], 8), int(block[124:135], 8)
+        if sum(block) - sum(block[148:156]) + 8 * ord(" ") == checksum and block[156:157] == tarfile.REGTYPE:
+            return block[:100].rstrip(b"\0").decode("ascii"), size
+    except ValueError:
+        pass
+    return "", 0
