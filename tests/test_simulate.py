@@ -15,10 +15,11 @@ import etalumis as et
 from etalumis.distributions import Normal
 from etalumis.execution import run
 from etalumis.execution.pool import Pool
-from etalumis.execution.pool_worker import PoolError
+from etalumis.execution.pool_worker import OwnDesk, PoolError
 from etalumis.simulators.classics import HiddenMarkov, marsaglia
 from etalumis.storage import Dataset, DatasetError, Encoding, Origin, SimulationError, simulate
 from etalumis.storage.failures import FailurePolicy
+from etalumis.storage.growing import GrowingDataset, GrowingShard, Layout, read_journal
 from etalumis.storage.worker import ChunkRunner, ChunkTask, Made
 
 # Worker processes import this file by name.
@@ -226,3 +227,102 @@ def alive(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+# --- whatever was left behind -------------------------------------------------------------------------------------
+
+
+def in_the_making(path: Path, chunks: int) -> GrowingDataset:
+    """The dataset ``whole`` after so many chunks, as a killed process leaves it."""
+    origin = Origin("marsaglia", seed=5, num_traces=500, chunk_size=64, encoding=Encoding().to_json())
+    growing = GrowingDataset(path, origin, Layout.of(500, 64, 200))
+    runner = ChunkRunner(model, origin, FailurePolicy())
+    for shard in range(growing.layout.shards):
+        with GrowingShard(path, shard, growing.layout.of_shard(shard)) as open_shard:
+            for number in growing.layout.of_shard(shard):
+                if number < chunks:
+                    open_shard.append(*runner(ChunkTask(number), OwnDesk()))
+    return growing
+
+
+@pytest.mark.parametrize("torn", ["journal", "shard", "header"])
+def test_what_a_killed_process_tore_is_cut(whole: Path, tmp_path: Path, torn: str) -> None:
+    in_the_making(tmp_path / "d", 6).suspend()
+    assert (tmp_path / "d" / "shard-000000.tar").exists()
+    assert (tmp_path / "d" / "shard-000001.tar.part").exists()
+    if torn == "journal":
+        journal = tmp_path / "d" / "shard-000001.jsonl"
+        journal.write_bytes(journal.read_bytes()[:-10])
+    elif torn == "shard":
+        with (tmp_path / "d" / "shard-000001.tar.part").open("ab") as file:
+            file.write(b"half a chunk")
+    else:
+        (tmp_path / "d" / "unfinished.jsonl").write_text('{"format": "eta')
+    make(tmp_path / "d", workers=0)
+    assert files(tmp_path / "d") == files(whole)
+
+
+def test_a_shard_that_lost_bytes_is_named(tmp_path: Path) -> None:
+    in_the_making(tmp_path / "d", 6).suspend()
+    (tmp_path / "d" / "shard-000001.tar.part").write_bytes(b"")
+    with pytest.raises(DatasetError, match="shorter than its journal"):
+        make(tmp_path / "d", workers=0)
+
+
+def test_killed_while_it_finished(whole: Path, tmp_path: Path) -> None:
+    """Before, within and after the step that puts the dataset's ids into the shards, and before tidying up."""
+    growing = in_the_making(tmp_path / "d", 8)
+    lines, _ = read_journal(tmp_path / "d", 0)
+    list(growing._settle(0, lines, et.AddressBook()))
+    growing.suspend()
+    journals = {path.name: path.read_bytes() for path in (tmp_path / "d").glob("*.jsonl")}
+    make(tmp_path / "d", workers=0)
+    assert files(tmp_path / "d") == files(whole)
+    for name, content in journals.items():
+        (tmp_path / "d" / name).write_bytes(content)
+    make(tmp_path / "d", workers=0)
+    assert files(tmp_path / "d") == files(whole)
+
+
+def test_a_folder_in_use_or_of_others_is_refused(tmp_path: Path) -> None:
+    growing = in_the_making(tmp_path / "d", 2)
+    with pytest.raises(DatasetError, match="another process is writing"):
+        make(tmp_path / "d", workers=0)
+    growing.suspend()
+    with pytest.raises(DatasetError, match=r"unfinished dataset made with other settings \(seed\)"):
+        make(tmp_path / "d", workers=0, seed=6)
+    (tmp_path / "d" / "unfinished.jsonl").unlink()
+    with pytest.raises(DatasetError, match=r"shards without a manifest\.json"):
+        make(tmp_path / "d", workers=0)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_is_quiet_and_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
+    """To the whole process group, as a terminal sends it."""
+    words = [sys.executable, "-m", "etalumis.cli", "simulate", "simulator=hidden_markov", "num_traces=100000"]
+    words += ["workers=2", "chunk_size=20", f"output={tmp_path / 'd'}"]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 30.0
+        while not any(path.stat().st_size for path in tmp_path.glob("d/shard-*.jsonl")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.killpg(process.pid, how)
+        said = process.communicate(timeout=30.0)[1]
+    assert process.returncode == 130
+    assert said.splitlines()[-1].endswith("what was finished is kept; the same command again goes on")
+    assert "Traceback" not in said
+    assert children
+    assert not any(alive(pid) for pid in children)
+
+
+def test_shards_depend_on_the_number_of_traces_alone() -> None:
+    assert Layout.of(10_000, 1024) == Layout(10, 1)
+    assert Layout.of(100_000, 1024) == Layout(98, 7)
+    assert Layout.of(10_000_000, 1024) == Layout(9766, 64)
+    assert Layout.of(10_000_000, 1024).shards == 153
+    assert Layout.of(1000, 64, 100) == Layout(16, 2)
+    layout = Layout.of(100_000, 1024)
+    assert [n for shard in range(layout.shards) for n in layout.of_shard(shard)] == list(range(98))

@@ -8,6 +8,7 @@ however often the work was interrupted.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -139,6 +140,12 @@ def _begin(
             else:
                 growing = stack.enter_context(GrowingDataset(output, origin, layout))
                 layout, state = growing.layout, growing.state()
+                if ranks.size > len(state.unfinished) > 0:
+                    warnings.warn(
+                        f"only {len(state.unfinished)} of {ranks.size} ranks have work, a shard each; a new dataset "
+                        "with a smaller shard_traces keeps more of them busy",
+                        stacklevel=3,
+                    )
         except (DatasetError, OSError) as raised:
             error = raised
     ranks.agree(error)
