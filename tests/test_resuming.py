@@ -32,6 +32,7 @@ pytestmark = [
 ]
 
 DOUBLE = ["trainer.precision=64-true", "data.batch_size=32", "+network.observations.detector.kind=mlp"]
+LONG = ["trainer.max_epochs=12", "data.batch_size=8", "trainer.accumulate_grad_batches=4", DOUBLE[-1]]
 KEPT = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "callbacks")
 
 
@@ -312,8 +313,8 @@ def test_checkpoints_hold_plain_things_only(run: Path) -> None:
 @pytest.fixture
 def command(data: Path, tmp_path: Path) -> list[str]:
     small = [word for word in SMALL if not word.startswith("data.workers")]
-    words = [f"data.train={data / 'tau'}", f"output={tmp_path}", *small, "data.workers=1", "data.batch_size=16"]
-    return [sys.executable, "-m", "etalumis.cli", "train", *words, "trainer.max_epochs=40", "checkpoint_minutes=1e-4"]
+    words = [f"data.train={data / 'tau'}", f"output={tmp_path}", *small, "data.workers=1"]
+    return [sys.executable, "-m", "etalumis.cli", "train", *words, *LONG, "checkpoint_minutes=1e-4"]
 
 
 def begun(process: subprocess.Popen[str], output: Path) -> Iterator[int]:
@@ -328,7 +329,7 @@ def begun(process: subprocess.Popen[str], output: Path) -> Iterator[int]:
 def test_everybody_is_asked_to_stop(command: list[str], tmp_path: Path) -> None:
     """As job managers do: every process of the job, loader processes too, gets the signal."""
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        steps = next(begun(process, tmp_path))
+        steps = next(begun(process, tmp_path))  # what remains of the iteration needs the loader processes
         os.killpg(process.pid, signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
@@ -343,7 +344,7 @@ def test_killed_at_random_moments(data: Path, command: list[str], tmp_path: Path
     seed = int(np.random.default_rng().integers(2**31))
     moments = random.Random(seed)
     most = 0
-    for _ in range(3):
+    for _ in range(2):
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
             end = time.monotonic() + moments.uniform(0.0, 1.5)
             for step in begun(process, tmp_path):
@@ -353,6 +354,6 @@ def test_killed_at_random_moments(data: Path, command: list[str], tmp_path: Path
                     break
             os.killpg(process.pid, signal.SIGKILL)
     for output in (tmp_path, tmp_path / "whole"):
-        fit(settings(data / "tau", output, "data.batch_size=16", "trainer.max_epochs=40"))
+        fit(settings(data / "tau", output, *LONG))
     for key in ("state_dict", "optimizer_states", "global_step"):
         assert_equal_state(last(tmp_path)[key], last(tmp_path / "whole")[key], f"{seed} {key}")

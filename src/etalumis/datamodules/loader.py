@@ -18,6 +18,7 @@ from etalumis.datamodules.reading import Parcel
 from etalumis.networks.packing import TrainingBatch
 
 T = TypeVar("T")
+_UNDISTURBED = "etalumis.datamodules.undisturbed"  # never imported here, where signals are answered
 
 
 class Loader(DataLoader):
@@ -132,7 +133,7 @@ class Ahead(Iterator[T]):
 def quick_start() -> Any:
     """What starts loader processes: they are forked from one that has imported what they need, and has no threads."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([reading.__name__])
+    context.set_forkserver_preload([reading.__name__, _UNDISTURBED])
     forkserver.ensure_running()
     return context
 

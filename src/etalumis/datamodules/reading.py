@@ -9,6 +9,7 @@ import signal
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from etalumis.datamodules.sources import Held, Sources
 from etalumis.execution import TraceBatch
 from etalumis.networks.layout import Layout
 from etalumis.networks.packing import TrainingBatch, pack
+from etalumis.storage.memory import keep_memory
 
 Place = tuple[int, Minibatch]  # epoch and traces
 
@@ -84,9 +86,19 @@ class Minibatches(TorchDataset):
         return pack(traces, self._layout, seed=self._seed, epoch=noise_of, noise_on_device=self._on_device)
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal: the training process decides, loader processes end with it."""
+def ignore_interrupts(worker: int = 0) -> None:
+    """Ctrl-C reaches every process of a terminal, and other signals every process of a job: the training process
+    decides, loader processes end with it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_memory()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        # A handler: what is ignored outright stays so in programs that this process starts, such as simulators.
+        signal.signal(number, _go_on)
+
+
+def _go_on(number: int, frame: FrameType | None) -> None:
+    pass
 
 
 class Parcel(NamedTuple):
