@@ -108,6 +108,24 @@ def test_rows_move_as_separate_parameters_whose_gradient_is_none(pair: tuple[Mak
     assert_equal(rows, separate)
 
 
+def test_large_rows_equal_torchs_fused_adam_to_the_last_bit() -> None:
+    rows = Rows().float()
+    separate = nn.ParameterList(nn.Parameter(row) for row in rows.large.rows)
+    ours = RowAdam(rows, lr=0.1, weight_decay=0.1)
+    theirs = torch.optim.AdamW(separate.parameters(), lr=0.1, weight_decay=0.1, fused=True)
+    for made in gradients_of_steps(20):
+        ours.zero_grad()
+        theirs.zero_grad()
+        chosen = {row: gradient.float() for row, gradient in made["large"].items()}
+        for row, gradient in chosen.items():
+            separate[row].grad = gradient.clone()
+        if chosen:
+            rows.large.accumulate(torch.tensor(list(chosen)), torch.stack(list(chosen.values())))
+        ours.step()
+        theirs.step()
+    assert torch.equal(rows.large.rows, torch.stack(list(separate)))
+
+
 @pytest.mark.parametrize("larc", ["update", "gradient"])
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_larc_limits_the_step_of_each_layer(larc: str, kind: str) -> None:
@@ -246,8 +264,11 @@ def train(network: InferenceNetwork, optimizer: RowOptimizer, batch: TraceBatch,
 
 
 @pytest.mark.parametrize("head", ["per_address", "shared", "film"])
-def test_a_network_that_grows_while_it_trains_equals_one_generated_ahead(batch: TraceBatch, head: str) -> None:
-    """Rows that have not been met yet do not move: adding them late changes nothing, moments included."""
+def test_a_network_that_grows_while_it_trains_equals_one_generated_ahead(
+    batch: TraceBatch, head: str, tmp_path: Path
+) -> None:
+    """Rows that have not been met yet do not move: adding them late changes nothing, moments included, also where
+    weights and moments have been on disk in between."""
     rows = rows_of(batch)
     k = np.array([int(batch.draws("k")[1][n]) for n in range(len(batch))])
     early = batch.select(np.flatnonzero(k == 2))
@@ -263,6 +284,12 @@ def test_a_network_that_grows_while_it_trains_equals_one_generated_ahead(batch: 
     optimizers = [RowAdam(network, lr=0.01) for network in (ahead, late)]
     for network, optimizer in zip((ahead, late), optimizers, strict=True):
         train(network, optimizer, early, range(5))
+    torch.save([late.state_dict(), optimizers[1].state_dict()], tmp_path / "state.pt")
+    states = torch.load(tmp_path / "state.pt", weights_only=True)
+    late = InferenceNetwork(settings, {"y": (), "pair": (2,)}, "test").double()
+    late.load_state_dict(states[0])
+    optimizers[1] = RowAdam(late, lr=0.01)
+    optimizers[1].load_state_dict(states[1])
     late.grow(rows)
     for network, optimizer in zip((ahead, late), optimizers, strict=True):
         train(network, optimizer, batch, range(5, 10))
