@@ -2,13 +2,14 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from etalumis.networks.banks import Bank, banks_of, normal, zeros
-from etalumis.networks.grouped import Groups, Run, batched_linear, grouped_linear
+from etalumis.networks.grouped import Groups, Run, batched_linear, gathered_linear, grouped_linear
 
 
 def bank(shape: tuple[int, ...], rows: int, capacity: int | None = None, seed: int = 0) -> Bank:
@@ -34,15 +35,16 @@ def layers(weight: Bank, bias: Bank) -> list[nn.Linear]:
 GROUPS = Groups((1, 4, 5, 9), (3, 1, 7, 2))  # rows of three pages of four
 
 
+@pytest.mark.parametrize("function", [grouped_linear, gathered_linear])
 @pytest.mark.parametrize("capacity", [4, 100])
-def test_grouped_linear_equals_separate_modules(capacity: int) -> None:
+def test_grouped_linear_equals_separate_modules(capacity: int, function: Callable[..., Tensor]) -> None:
     weight, bias = bank((6, 5), 11, capacity), bank((5,), 11, capacity, seed=1)
     modules = layers(weight, bias)
     x = torch.randn(13, 6, dtype=torch.float64, requires_grad=True)
     other = x.detach().clone().requires_grad_()
     upstream = torch.randn(13, 5, dtype=torch.float64)
 
-    y = grouped_linear(x, weight, bias, GROUPS)
+    y = function(x, weight, bias, GROUPS)
     y.backward(upstream)
     parts = other.split(GROUPS.sizes)
     expected = torch.cat([modules[row](part) for row, part in zip(GROUPS.rows, parts, strict=True)])
