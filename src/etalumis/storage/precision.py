@@ -56,7 +56,8 @@ def narrow(column: ObserveColumn, precision: str, forced: bool = False) -> Obser
 def to_half(array: NDArray[Any], name: str) -> NDArray[np.float32]:
     """float32 numbers rounded to the nearest of a half precision, ties to even."""
     if name == "float16":
-        return array.astype(np.float16).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return array.astype(np.float16).astype(np.float32)
     bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
     rounded = (bits + ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(array), np.float32(np.nan), rounded.view(np.float32)).astype(np.float32)
