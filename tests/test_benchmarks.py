@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -150,3 +151,16 @@ def test_gpu_runs_through_on_a_cpu(tmp_path: Path) -> None:
     assert results["traces_per_s"]["target"] == 28_000.0
     assert min(r["ours"] for r in results.values()) > 0.0
     assert "convolution" in table.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_optimizer_reports_what_outside_checks_read() -> None:
+    torch = pytest.importorskip("torch")
+    optimizer = importlib.import_module("benchmarks.optimizer")
+    size, ids = optimizer.Size(30, 5, 32, 24, 8), torch.arange(0, 30, 6)
+    dense = optimizer.rows_against_dense(size, ids, QUICK)
+    assert (dense.name, dense.unit) == ("row_sparse_vs_dense", "ms")
+    assert dense.theirs is not None
+    assert dense.ratio == pytest.approx(dense.theirs / dense.ours, rel=1e-3)
+    names = [result.name for result in optimizer.rows_against_modules(size, ids, QUICK)]
+    assert names == ["rows_vs_bandwidth", "rows_vs_modules", "rows_vs_modules_fused"]
