@@ -1,6 +1,8 @@
 """Importance sampling against exact posteriors: prior, proposals, inflation, stored datasets."""
 
 import math
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -159,6 +161,16 @@ def test_workers_change_nothing() -> None:
     assert shared.traces.value.tolist() == alone.traces.value.tolist()
     assert list(shared.traces.addresses) == list(alone.traces.addresses)
     assert shared.traces.address.tolist() == alone.traces.address.tolist()
+
+
+def deadly() -> None:
+    et.sample(Normal(0.0, 1.0), name="x")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_dead_worker_is_named_with_what_it_did() -> None:
+    with pytest.raises(InferenceError, match=r"died \(exit code -9\) while it did task range\(0, 4096\)"):
+        et.posterior(et.Model(deadly), {}, et.ImportanceSampling(workers=2), num_traces=4097)
 
 
 def test_models_that_cannot_be_sent_to_workers() -> None:

@@ -132,7 +132,7 @@ def test_closing_ends_a_busy_worker_and_its_work_is_closed(tmp_path: Path) -> No
 
 
 def test_work_that_cannot_be_sent() -> None:
-    with pytest.raises(PoolError, match=r"can't be sent to worker processes.*top level of an\s+importable module"):
+    with pytest.raises(PoolError, match=r"can't be sent to worker processes.*top level of an importable module"):
         Pool[int, object](lambda: Squares(), 1)
     with pytest.raises(ValueError, match="at least one worker"):
         Pool[int, object](Squares, 0)

@@ -98,6 +98,27 @@ def test_a_job_that_fails_on_one_rank_ends_and_says_why(tmp_path: Path) -> None:
         Dataset(tmp_path / "d")
 
 
+def test_failures_are_the_same_whatever_the_ranks(tmp_path: Path) -> None:
+    needs_mpi()
+    (tmp_path / "fails.py").write_text(
+        "import etalumis as et\n"
+        "from etalumis.distributions import Normal\n"
+        "def model():\n"
+        "    x = et.sample(Normal(0.0, 1.0), name='x')\n"
+        "    if x > 1.8:\n"
+        "        raise ArithmeticError(f'{x:.1f} is too far')\n"
+    )
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    settings = ["simulator=custom", "simulator._target_=fails:model", "failures=skip", "num_traces=900"]
+    for ranks in (1, 2):
+        words = [*command(tmp_path / f"d{ranks}", ranks, 0), *settings]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "executions failed and were left out" in done.stdout
+        assert "ArithmeticError: 1.8 is too far" in done.stdout
+    assert files(tmp_path / "d1") == files(tmp_path / "d2")
+
+
 def test_several_ranks_without_mpi4py(tmp_path: Path) -> None:
     (tmp_path / "mpi4py.py").write_text("raise ImportError('not here')\n")
     environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path), "OMPI_COMM_WORLD_SIZE": "2"}

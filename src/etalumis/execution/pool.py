@@ -65,7 +65,7 @@ class Pool(Generic[Task, Result]):
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise PoolError(
                 f"the model can't be sent to worker processes ({error}); define its function at the top level of an "
-                "importable module, or use this process alone (workers=1 for inference, workers=0 for simulate)"
+                "importable module"
             ) from error
         self._timeout = timeout
         self._members: dict[Connection, _Member[Task]] = {}
@@ -194,8 +194,7 @@ class Pool(Generic[Task, Result]):
         if not member.tasks or recover is None:
             raise PoolError(
                 f"a worker process {reason}: the simulator crashed, memory ran out, or the program lacks its "
-                "`if __name__ == '__main__':` guard. Work in this process alone shows the cause (workers=1 for "
-                "inference, workers=0 for simulate)"
+                "`if __name__ == '__main__':` guard"
             )
         (number, task), *rest = member.tasks
         instead = recover(Loss(task, int(member.position.value), reason))

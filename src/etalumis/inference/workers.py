@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
-from etalumis.execution.pool import Pool
+from etalumis.execution.pool import Loss, Pool
 from etalumis.execution.pool_worker import Desk, PoolError, Report
 from etalumis.inference.errors import InferenceError
 
@@ -44,9 +44,16 @@ def run_tasks(
         return [function(common, task, report) for task in tasks]
     try:
         with Pool[Task, Result](partial(_Bound, function, common), min(workers, len(tasks))) as pool:
-            return list(pool.run(tasks, report))
+            return list(pool.run(tasks, report, _lost))
     except PoolError as error:
-        raise InferenceError(str(error)) from error
+        raise InferenceError(f"{error}, or use workers=1") from error
+
+
+def _lost(loss: Loss) -> NoReturn:
+    raise InferenceError(
+        f"a worker process {loss.reason} while it did task {loss.task!r:.80}: the simulator crashed, memory ran out, "
+        "or the program lacks its `if __name__ == '__main__':` guard. Try workers=1 to see the cause"
+    )
 
 
 class _Bound(Generic[Common, Task, Result]):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from etalumis.execution.pool import Loss, Pool
-from etalumis.execution.pool_worker import NOWHERE, OwnDesk
+from etalumis.execution.pool_worker import NOWHERE, OwnDesk, PoolError
 from etalumis.storage.chunk import Encoding
 from etalumis.storage.errors import DatasetError, SimulationError
 from etalumis.storage.failures import FailedTrace, FailurePolicy
@@ -192,6 +192,8 @@ def make_chunks(
             return
         with Pool[ChunkTask, Made](make, min(workers, len(todo)), policy.timeout) as pool:
             yield from pool.run(tasks, recover=_Recovery(origin, policy))
+    except PoolError as error:
+        raise SimulationError(f"{error}, or use workers=0") from error
     except ChunkError as failure:
         raise _failure(origin, policy, failure) from failure
 
