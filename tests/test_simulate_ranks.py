@@ -115,7 +115,7 @@ def test_failures_are_the_same_whatever_the_ranks(tmp_path: Path) -> None:
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
         assert "executions failed and were left out" in done.stdout
-        assert "ArithmeticError: 1.8 is too far" in done.stdout
+        assert "is too far (first in trace" in done.stdout
     assert files(tmp_path / "d1") == files(tmp_path / "d2")
 
 
