@@ -37,6 +37,10 @@ def sizes(minibatches: list[Minibatch]) -> list[int]:
     return [sum(len(piece.rows) for piece in m) for m in minibatches]
 
 
+def flat(minibatches: list[Minibatch]) -> list[tuple[int, int]]:
+    return [(p.chunk, row) for m in minibatches for p in m for row in p.rows.tolist()]
+
+
 def everything(chunks: list[int]) -> list[Rows]:
     return [np.arange(n) for n in chunks]
 
@@ -317,6 +321,87 @@ def test_parcels_of_other_models(data: Path, name: str) -> None:
     for one, other in zip(packed.groups, opened.groups, strict=True):
         assert one.columns.keys() == other.columns.keys()
         assert all(torch.equal(one.columns[key], other.columns[key]) for key in one.columns)
+
+
+# --- several datasets, and parts of them ----------------------------------------------------------
+
+
+def test_datasets_are_mixed_with_one_dictionary(data: Path) -> None:
+    """Addresses are met in another order in each dataset."""
+    folders = [str(data / "train"), str(data / "valid")]
+    module = TracesDataModule(folders, batch_size=32, valid_fraction=0.0, workers=0)
+    assert len(module.train_data) == module.order.traces == 390
+    assert len({batch.addresses for batch in module.train_data.batches()}) == 1
+    alone = [Dataset(folder) for folder in folders]
+    assert alone[0].addresses.entries != alone[1].addresses.entries
+    mixed = list(module.train_data.batches())
+    for one, other in zip(mixed, [b for d in alone for b in d.batches()], strict=True):
+        assert [one.addresses[a] for a in one.address] == [other.addresses[a] for a in other.address]
+        np.testing.assert_array_equal(one.value, other.value)
+        np.testing.assert_array_equal(one.trace_types(), other.trace_types())
+    indices = np.concatenate([batch.index for batch in mixed])
+    assert len(set(indices.tolist())) == 390, "each trace has noise of its own"
+    module.attach(layout_of(module))
+    batches = epoch_of(module, 0)
+    assert sum(batch.num_traces for batch in batches) == 390
+    assert sum(batch.unknown_draws for batch in batches) == 0
+
+
+def test_weights_are_shares_of_each_dataset_per_epoch(data: Path) -> None:
+    folders = [str(data / "train"), str(data / "valid")]
+    module = TracesDataModule(folders, batch_size=32, valid_fraction=0.0, weights=[1.0, 0.5], workers=0)
+    for epoch in (0, 1):
+        (minibatches,) = module.order.epoch(epoch)
+        which = [module.train_data.dataset_of[chunk] for chunk, _ in flat(minibatches)]
+        assert (which.count(0), which.count(1)) == (300, 45)
+    for wrong in ([1.0], [1.0, 0.0], [1.0, 1.5]):
+        with pytest.raises(ValueError, match="for each of the 2 datasets"):
+            TracesDataModule(folders, weights=wrong, workers=0)
+
+
+def test_a_limit_leaves_validation_alone(data: Path) -> None:
+    whole, few = (TracesDataModule(str(data / "train"), limit=limit, workers=0) for limit in (None, 40))
+    assert (few.order.traces, few.valid_order.traces) == (40, whole.valid_order.traces)
+    assert sum(map(len, few.training_rows)) == 40
+
+
+def test_traces_to_test_with_are_in_no_other_part(data: Path) -> None:
+    module = TracesDataModule(str(data / "train"), valid_fraction=0.1, test_fraction=0.2, workers=0)
+    module.attach(layout_of(module))
+    orders = (module.order, module.valid_order, module.test_order)
+    parts = [set(flat([m for bucket in order.epoch(0) for m in bucket])) for order in orders]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 300
+    assert abs(len(parts[2]) - 60) < 5
+    assert sum(batch.num_traces for batch in module.test_dataloader()) == len(parts[2])
+    assert TracesDataModule(str(data / "train"), workers=0).test_dataloader() == []
+
+
+def test_the_sample_is_drawn_from_all_chunks(data: Path) -> None:
+    sources = Sources([data / "train"])
+    sample = sources.sample(60, seed=0)
+    assert len(sample) == len(set(sample.index.tolist())) == 60
+    assert {int(index) // 64 for index in sample.index} == set(range(5))
+    assert sample.index.tolist() == sources.sample(60, seed=0).index.tolist()
+    assert sample.index.tolist() != sources.sample(60, seed=1).index.tolist()
+    assert len(sources.sample(10_000, seed=0)) == 300
+    assert len(sources.sample(60, seed=0, chunks=2)) == 60
+
+
+def test_ranks_validate_with_different_traces(data: Path) -> None:
+    seen: list[int] = []
+    for rank in range(3):
+        module = ready(data, workers=0, valid_fraction=0.3)
+        module.deal_to(rank, 3)
+        seen.append(sum(batch.num_traces for batch in validation_of(module)))
+    assert sum(seen) == module.valid_order.traces
+    assert max(seen) - min(seen) <= 32
+
+
+def test_buckets_and_budgets_read_lengths_from_the_index(data: Path) -> None:
+    module = ready(data, workers=0, buckets=2, max_draws=150)
+    draws = [batch.num_draws for batch in epoch_of(module, 0)]
+    assert max(draws) <= 150 + 60
+    assert len(module.order.sizes) == 2
 
 
 def test_datasets_that_do_not_fit(data: Path, tmp_path: Path) -> None:

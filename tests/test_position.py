@@ -120,9 +120,9 @@ BUCKETS = {"buckets": 2, "max_draws": 60}
         (2, {}, [17]),
         (2, {"workers": 1}, [20]),
         (3, BUCKETS, [19]),
-        pytest.param(1, {}, range(1, 36, 3), marks=pytest.mark.slow),
-        pytest.param(2, {}, range(2, 36, 3), marks=pytest.mark.slow),
-        pytest.param(3, BUCKETS, range(1, 36, 3), marks=pytest.mark.slow),
+        pytest.param(1, {}, range(1, 36, 7), marks=pytest.mark.slow),
+        pytest.param(2, {}, range(2, 36, 7), marks=pytest.mark.slow),
+        pytest.param(3, BUCKETS, range(1, 36, 7), marks=pytest.mark.slow),
     ],
 )
 def test_gone_on_with_is_never_interrupted(

@@ -206,7 +206,8 @@ class _Bucket:
         if not portion.taken:
             return
         self.traces += portion.taken
-        if rare or portion.taken < self._batch_size:
+        whole = portion.taken / self._batch_size if cost is None else portion.taken * portion.mean_cost
+        if rare or whole < 1.0:
             self._rare.append(portion)
         else:
             self._whole.append((portion, self._parts([portion])))

@@ -98,7 +98,7 @@ class Sources:
         few = min(chunks, len(sizes))
         chosen = generator.choice(len(sizes), few, replace=False, p=sizes / sizes.sum())
         parts, left = [], count
-        for place, number in enumerate(np.sort(chosen).tolist()):
+        for place, number in enumerate(sorted(chosen.tolist(), key=sizes.__getitem__)):  # large ones make up for small
             share = min(-(-left // (few - place)), int(sizes[number]))
             left -= share
             parts.append(self.read(number).select(np.sort(generator.permutation(sizes[number])[:share])))
