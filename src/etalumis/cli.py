@@ -197,7 +197,7 @@ def infer(config: Config) -> None:
 
     observe = read_observation(config["observe"])
     settings = config["engine"]
-    network: Config = (settings.get("proposals") or {}).get("engine", settings)
+    network = settings["proposals"]["engine"] if settings.get("proposals") else settings
     if "checkpoint" in network and network["checkpoint"] is None:
         raise ValueError(
             "this engine needs a trained network: give checkpoint=FOLDER/network.pt as etalumis train wrote it, or "
