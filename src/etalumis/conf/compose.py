@@ -22,6 +22,7 @@ _NUMBERS |= {"checkpoint_minutes", "decay", "gamma"}
 _COUNTS |= {"reference_minibatch"}
 _COUNTS |= {"max_draws", "buckets", "mixing", "epoch_traces", "sample_traces"}
 _NUMBERS |= {"test_fraction", "limit"}
+_SEVERAL = {"sweep", "fixed"}  # overrides, which have several values
 _OPEN = {"simulator", "observe"}  # what stands there is the user's
 _PLAIN = {"inspect": "dataset", "validate": "dataset"}  # what a word alone means
 
@@ -59,6 +60,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def _check_numbers(settings: Mapping[str, Any], prefix: str = "") -> None:
     for key, value in settings.items():
+        if key in _SEVERAL:
+            continue
         if isinstance(value, Mapping):
             _check_numbers(value, f"{prefix}{key}.")
         elif value is not None and key in _COUNTS and type(value) is not int:
