@@ -19,7 +19,8 @@ from etalumis.execution.pool_worker import OwnDesk, PoolError
 from etalumis.simulators.classics import HiddenMarkov, marsaglia
 from etalumis.storage import Dataset, DatasetError, Encoding, Origin, SimulationError, simulate
 from etalumis.storage.failures import FailurePolicy
-from etalumis.storage.growing import GrowingDataset, GrowingShard, Layout, read_journal
+from etalumis.storage.growing import GrowingDataset, GrowingShard
+from etalumis.storage.journal import Layout, read_journal
 from etalumis.storage.worker import ChunkRunner, ChunkTask, Made
 
 # Worker processes import this file by name.

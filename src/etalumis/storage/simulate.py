@@ -22,7 +22,8 @@ from etalumis.execution.pool_worker import NOWHERE, OwnDesk, PoolError
 from etalumis.storage.chunk import Encoding
 from etalumis.storage.errors import DatasetError, SimulationError
 from etalumis.storage.failures import FailedTrace, FailurePolicy
-from etalumis.storage.growing import GrowingDataset, GrowingShard, Layout, State, tidy_up
+from etalumis.storage.growing import GrowingDataset, GrowingShard, State
+from etalumis.storage.journal import Layout, tidy_up
 from etalumis.storage.manifest import MANIFEST, Manifest, Origin
 from etalumis.storage.ranks import Ranks
 from etalumis.storage.worker import ChunkError, ChunkRunner, ChunkTask, Factory, Made
