@@ -1,5 +1,6 @@
 """Minibatches: every trace once per epoch, in an order that depends on (seed, epoch) alone."""
 
+import gc
 import itertools
 import threading
 from collections import Counter
@@ -26,7 +27,7 @@ from etalumis.networks.packing import TrainingBatch, pack
 from etalumis.simulators.classics import branching, gaussian
 from etalumis.simulators.detector import Detector
 from etalumis.simulators.tau import Tau
-from etalumis.storage import Dataset, DatasetError, simulate
+from etalumis.storage import Dataset, DatasetError, decode, simulate
 
 
 def traces(minibatches: list[Minibatch]) -> Counter[tuple[int, int]]:
@@ -385,6 +386,24 @@ def test_the_sample_is_drawn_from_all_chunks(data: Path) -> None:
     assert sample.index.tolist() != sources.sample(60, seed=1).index.tolist()
     assert len(sources.sample(10_000, seed=0)) == 300
     assert len(sources.sample(60, seed=0, chunks=2)) == 60
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_plain_webdataset_streams_traces_to_ranks(data: Path) -> None:
+    """For sequential reading of shards that lie elsewhere; rank and number of ranks are given, not guessed."""
+    wds = pytest.importorskip("webdataset")
+    dataset = Dataset(data / "train")
+    urls = [str(path) for path in sorted(dataset.directory.glob("shard-*.tar"))]
+    seen: list[list[int]] = []
+    for rank in range(2):
+        stream = wds.WebDataset(
+            urls, shardshuffle=False, empty_check=False, nodesplitter=lambda u, r=rank: itertools.islice(u, r, None, 2)
+        )
+        batches = [decode({k: v for k, v in s.items() if k[:2] != "__"}, dataset.addresses) for s in stream]
+        seen.append([index for batch in batches for index in batch.index.tolist()])
+    gc.collect()  # it leaves its files to the garbage collector
+    assert sorted(seen[0] + seen[1]) == list(range(300))
+    assert min(map(len, seen)) > 0
 
 
 def test_ranks_validate_with_different_traces(data: Path) -> None:
