@@ -127,6 +127,15 @@ def test_several_ranks_without_mpi4py(tmp_path: Path) -> None:
     assert "pip install 'etalumis[mpi]'" in done.stderr
 
 
+def test_a_launcher_that_mpi_knows_nothing_of(tmp_path: Path) -> None:
+    needs_mpi()
+    environment = {**ENVIRONMENT, "SLURM_STEP_NUM_TASKS": "4"}
+    done = subprocess.run(command(tmp_path / "d", 1, 0), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "4 ranks were launched, but each sees itself alone" in done.stderr
+    assert not (tmp_path / "d").exists()
+
+
 def descendants(pid: int) -> list[int]:
     """Process ids below one, by reading /proc."""
     try:

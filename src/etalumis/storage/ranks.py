@@ -40,9 +40,10 @@ class Ranks:
         """The ranks of the job that this process was launched in.
 
         Raises:
-            DatasetError: there are several and mpi4py is not installed.
+            DatasetError: there are several and mpi4py is not installed, or does not see them.
         """
-        if not any(int(os.environ.get(name) or 1) > 1 for name in _SIZES):
+        launched = max(int(os.environ.get(name) or 1) for name in _SIZES)
+        if launched < 2:
             return cls()
         try:
             from mpi4py import MPI
@@ -50,7 +51,14 @@ class Ranks:
             raise DatasetError(
                 "several ranks were launched and mpi4py is not here: pip install 'etalumis[mpi]'"
             ) from error
-        return cls(MPI.COMM_WORLD)
+        ranks = cls(MPI.COMM_WORLD)
+        if ranks.size == 1:  # each would do all the work, in the same folder
+            raise DatasetError(
+                f"{launched} ranks were launched, but each sees itself alone: the launcher and the MPI library of "
+                "mpi4py don't belong together. Use the mpirun of that library, tell srun its kind (srun --mpi=pmix), "
+                "or build mpi4py for the system's MPI"
+            )
+        return ranks
 
     def share(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
