@@ -114,7 +114,7 @@ class Algorithm1:
 
     def __init__(self, network: InferenceNetwork) -> None:
         self.network = network
-        self.banks = {name: bank.rows.requires_grad_() for name, bank in banks_of(network).items()}
+        self.banks: dict[str, Any] = {name: bank.rows.requires_grad_() for name, bank in banks_of(network).items()}
         self.dense = dict(network.named_parameters())
 
     def gradients(self) -> dict[str, Tensor]:
@@ -190,7 +190,8 @@ class Algorithm1:
                     )
                 z = torch.asinh(columns["z"])[:, None]
                 value = F.silu(z * rows_of_values[0] + rows_of_values[1])
-            total = total + log_q.sum()
+            # The value of a trace's last draw goes nowhere, but its address has been met: a gradient of zero.
+            total = total + log_q.sum() + 0.0 * value.sum()
         return total
 
     def address(self, known: Known) -> Tensor:

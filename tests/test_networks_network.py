@@ -66,6 +66,39 @@ def test_packed_loss_is_algorithm_1_in_value_and_gradient(batch: TraceBatch, set
         )
 
 
+@pytest.mark.parametrize("head", ["per_address", "shared", "film"])
+def test_training_is_that_of_algorithm_1_with_separate_modules(batch: TraceBatch, head: str) -> None:
+    """Steps of Adam: rows move as parameters of their own, which have no gradient where they are not met."""
+    network = small(batch, head={"kind": head, "hidden": 8})
+    separate = copy.deepcopy(network)
+    reference = Algorithm1(separate)
+    reference.banks = {
+        name: [row.detach().clone().requires_grad_() for row in rows] for name, rows in reference.banks.items()
+    }
+    pages = {id(page) for bank in banks_of(separate).values() for page in bank.pages}
+    leaves = [p for p in separate.parameters() if id(p) not in pages]
+    leaves += [row for rows in reference.banks.values() for row in rows]
+    settings = {"lr": 0.02, "eps": 1e-3}  # large: what is zero but for rounding must not be magnified
+    ours, theirs = RowAdam(network, **settings), torch.optim.Adam(leaves, **settings)
+    for step in range(4):
+        part = batch.select(np.arange(7 * step, 7 * step + 7))
+        packed = pack(part, network.layout, epoch=step)
+        for optimizer in (ours, theirs):
+            optimizer.zero_grad()
+        loss, expected = network.loss(packed)[0], reference.loss(part, original_order(packed))
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+        loss.backward()
+        expected.backward()
+        ours.step()
+        theirs.step()
+    for name, bank in banks_of(network).items():
+        assert_close(bank.rows, torch.stack(reference.banks[name]), name)
+    others = dict(separate.named_parameters())
+    for name, parameter in network.named_parameters():
+        if id(others[name]) not in pages:
+            assert_close(parameter, others[name], name)
+
+
 def test_the_comparison_would_notice_a_lost_predecessor(batch: TraceBatch) -> None:
     """Negative control: the same check fails where the value drawn before is left out."""
     network = small(batch)
