@@ -66,10 +66,10 @@ def standard_normals(trace: Tensor, count: int, key: int) -> Tensor:
     """
     blocks = -(-count // 4)
     out = torch.empty((len(trace), blocks, 4), dtype=torch.float32, device=trace.device)
-    block = torch.arange(blocks, device=trace.device)[None, :]
+    block = torch.arange(blocks, device=trace.device).unsqueeze(0)
     step = max(1, _BLOCK.get(trace.device.type, 1 << 20) // max(blocks, 1))
     for some, normals in zip(torch.split(trace, step), torch.split(out, step), strict=True):
-        some = some[:, None]
+        some = some.unsqueeze(1)
         words = philox((block, torch.zeros_like(some), some & _MASK, (some >> 32) & _MASK), key)
         _box_muller(words, normals)
     return out.flatten(1)[:, :count].contiguous()
