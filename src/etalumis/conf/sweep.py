@@ -15,6 +15,7 @@ from etalumis.conf.build import ConfigError
 from etalumis.conf.compose import compose, plain
 
 _OWN = ("search", "output", "time_limit")  # settings of the search itself, not of its points
+_SIZES = ("minibatch", "data", "trainer", "experiment")  # what minibatches are large by
 _MOST = 10_000
 _ODD = re.compile(r"[^\w.+-]+")  # what needs quotes on a command line
 
@@ -66,36 +67,39 @@ def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> Se
     swept = [o.get_key_element() for o in rest if o.is_sweep_override()]
     if not swept:
         raise ConfigError("nothing to search: give settings several values, as optimizer.lr=1e-3,1e-2")
+    combinations = BasicSweeper.split_arguments(rest, None)[0]
+    # The first in full, so that what is wrong in all of them is said now.
+    config = plain(compose("train", [*own, *combinations[0]], config_dir))
+    lengths: dict[tuple[str, ...], list[str]] = {}
     points = []
-    for combination in BasicSweeper.split_arguments(rest, None)[0]:
-        values = dict(word.split("=", 1) for word in combination)
-        points.append(_point({key: values[key] for key in swept}, combination, own, config_dir))
+    for combination in combinations:
+        sizes = tuple(word for word in combination if word.lstrip("+~").startswith(_SIZES))
+        if sizes not in lengths:
+            lengths[sizes] = _length(plain(compose("train", [*own, *combination], config_dir)))
+        points.append(_point(swept, [*combination, *lengths[sizes]]))
     if len({point.name for point in points}) != len(points) or len(points) > _MOST:
         raise ConfigError(f"a search has points that differ, at most {_MOST}; these are {len(points)}")
-    return Search(plain(compose("train", [*own, *points[0].overrides], config_dir)), tuple(points))
+    return Search(config, tuple(points))
 
 
-def _point(swept: Mapping[str, str], words: Sequence[str], own: Sequence[str], config_dir: Any) -> Point:
-    """A point, its settings checked, with as many iterations as its traces take."""
-    short = {key: key.lstrip("+").rpartition(".")[2] for key in swept}
-    clear = len(set(short.values())) == len(short)
-    name = "_".join(f"{short[key] if clear else key.lstrip('+')}={value}" for key, value in swept.items())
-    config = plain(compose("train", [*own, *words], config_dir))
-    words = list(words)
+def _length(config: Mapping[str, Any]) -> list[str]:
+    """How long to train: as many iterations as the traces of a point take."""
     traces = config["search"]["num_traces"]
-    if traces is not None:
-        size = config["minibatch"] or config["data"]["batch_size"] * config["trainer"]["accumulate_grad_batches"]
-        words += ["trainer.max_epochs=-1", f"trainer.max_steps={max(1, round(traces / size))}"]
-    values = {key.lstrip("+"): _value(config, key.lstrip("+"), value) for key, value in swept.items()}
+    if traces is None:
+        return []
+    size = config["minibatch"] or config["data"]["batch_size"] * config["trainer"]["accumulate_grad_batches"]
+    return ["trainer.max_epochs=-1", f"trainer.max_steps={max(1, round(traces / size))}"]
+
+
+def _point(swept: Sequence[str], words: Sequence[str]) -> Point:
+    texts = dict(word.split("=", 1) for word in words)
+    parsed = OverridesParser.create().parse_overrides([f"{key}={texts[key]}" for key in swept])
+    keys = [key.lstrip("+") for key in swept]
+    short = [key.rpartition(".")[2] for key in keys]
+    names = short if len(set(short)) == len(short) else keys
+    name = "_".join(f"{key}-{texts[full]}" for key, full in zip(names, swept, strict=True))
+    values = {key: override.value() for key, override in zip(keys, parsed, strict=True)}
     return Point(_ODD.sub("-", name), values, tuple(words))
-
-
-def _value(config: Mapping[str, Any], key: str, text: str) -> Any:
-    """What a key has become; the choice itself for a group."""
-    found: Any = config
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return text if found is None or isinstance(found, Mapping) else found
 
 
 def quoted(key: str, text: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from etalumis.conf.build import ConfigError
@@ -34,7 +35,7 @@ class RangeTest:
         rates: learning rate of each step.
         losses: of the minibatch before the step that this rate took.
         smooth: the same, averaged over some steps.
-        suggestion: where the smoothed loss falls fastest with the logarithm of the rate, before its minimum.
+        suggestion: where the loss falls fastest with the logarithm of the rate, before the minimum.
     """
 
     rates: list[float]
@@ -110,13 +111,20 @@ def suggest(rates: list[float], losses: list[float]) -> RangeTest:
         mean = _MEMORY * mean + (1.0 - _MEMORY) * loss
         smooth.append(mean / (1.0 - _MEMORY**number))
     lowest = int(np.argmin(smooth)) if smooth else 0
-    if lowest < 2:
+    reach = max(3, len(losses) // 10)
+    if lowest <= reach:
         raise ConfigError(
             f"the loss rises from the first steps on, at a learning rate of {rates[0]:.2g}: lower tune.start"
         )
-    slope = np.gradient(np.array(smooth[: lowest + 1]))
-    steepest = int(np.argmin(slope))
-    return RangeTest(rates[: len(kept)], kept, smooth, rates[steepest])
+    return RangeTest(rates[: len(kept)], kept, smooth, rates[_steepest(np.array(kept), lowest, reach)])
+
+
+def _steepest(losses: NDArray[np.float64], lowest: int, reach: int) -> int:
+    """The step, not after ``lowest``, around which the line fitted to ``reach`` losses on each side falls fastest."""
+    centres = range(reach, min(lowest, len(losses) - 1 - reach) + 1)
+    steps = np.arange(-reach, reach + 1)
+    slopes = [steps @ losses[centre - reach : centre + reach + 1] for centre in centres]
+    return centres[int(np.argmin(slopes))]
 
 
 class _Rising(Callback):

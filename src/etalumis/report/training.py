@@ -15,7 +15,7 @@ from etalumis.report.style import LOOKS, PRIOR, RC, TRUTH, axis_label
 
 _MARKERS = "os^Dv*PX"
 _AREAS = (16.0, 36.0, 64.0, 100.0, 144.0)  # of points, square units of type
-_HEADROOM = 1.3  # above the losses of networks that learned nothing, in their distance from the best
+_HEADROOM = 2.0  # above the losses of networks that learned nothing, in their distance from the best
 _NAMES = {"seconds": "seconds of training", "optimizer.lr": "learning rate"}
 LOSS = "loss, mean of $-\\log q(x|y)$ [nats]"
 
