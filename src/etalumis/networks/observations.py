@@ -102,7 +102,7 @@ class MLP(nn.Module):
 class CNN(nn.Module):
     """Blocks of convolutions with ReLU, each block closed by max-pooling, then one fully connected layer.
 
-    Computed with channels innermost in memory, which convolution kernels like best (docs/performance.md); weights
+    Computed with channels innermost in memory, as pooling and bf16 kernels like it (docs/performance.md); weights
     stay in the usual order, so that optimisers and checkpoints see nothing of it.
 
     Args:
