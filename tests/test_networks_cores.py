@@ -19,9 +19,9 @@ KINDS: list[dict[str, Any]] = [
     {"kind": "lstm", "hidden": 6, "layers": 3},
     {"kind": "gru", "hidden": 6, "layers": 1},
     {"kind": "gru", "hidden": 6, "layers": 4},
-    {"kind": "transformer", "hidden": 8, "layers": 1, "heads": 2},
-    {"kind": "transformer", "hidden": 8, "layers": 3, "heads": 4, "feedforward": 2},
-    {"kind": "transformer", "hidden": 8, "layers": 2, "heads": 1, "observation": "added"},
+    {"kind": "transformer", "hidden": 8, "layers": 1, "heads": 2, "observation": "prefix"},
+    {"kind": "transformer", "hidden": 8, "layers": 3, "heads": 4, "feedforward": 2, "observation": "prefix"},
+    {"kind": "transformer", "hidden": 8, "layers": 2, "heads": 1},
 ]
 every_core = pytest.mark.parametrize("config", KINDS, ids=lambda c: "-".join(str(v) for v in c.values()))
 
@@ -183,7 +183,7 @@ def test_traces_without_draws(config: dict[str, Any]) -> None:
 
 def test_attention_equals_the_textbook_formula() -> None:
     """One block against softmax(q k / √d + mask) v with the rotations as complex numbers, trace by trace."""
-    module: Any = made({"kind": "transformer", "hidden": 8, "layers": 1, "heads": 2, "observation": "added"})
+    module: Any = made({"kind": "transformer", "hidden": 8, "layers": 1, "heads": 2})
     block = module.blocks[0]
     length, heads, pairs = 7, 2, 2
     tokens = torch.randn(length, 8).double()
@@ -244,7 +244,7 @@ def test_half_precision_products_stay_close(config: dict[str, Any]) -> None:
         ({"kind": "gru", "layers": 0}, "core 'gru': layers=0 must be a whole number of at least 1"),
         ({"kind": "gru", "hidden": "many"}, "core 'gru': hidden='many'"),
         ({"kind": "transformer", "hidden": 10, "heads": 4}, "hidden=10 must be a multiple of twice heads=4"),
-        ({"kind": "transformer", "observation": "cross"}, "observation='cross' must be prefix or added"),
+        ({"kind": "transformer", "observation": "cross"}, "observation='cross' must be added or prefix"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(config: Any, said: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from etalumis.networks.cores.base import Core, State, check_counts
 from etalumis.networks.errors import NetworkConfigError
 
-OBSERVATION = ("prefix", "added")
+OBSERVATION = ("added", "prefix")
 _BASE = 10_000.0  # of the rotations' wave lengths, as Su et al.
 _LEAST_CAPACITY = 16  # draws that a new cache holds
 
@@ -30,16 +30,16 @@ class Transformer(Core):
     Positions enter as rotations of queries and keys (Su et al. 2021, "RoFormer"), so a trace may have any length.
     There is no dropout: draws are never seen twice with the same noise.
 
-    The observation is one vector per trace. As a *prefix* it is a token before the first draw that every draw can
-    attend to; *added* it is part of every token, as in a recurrent core. (Attention across to a single vector has one
-    weight, 1: cross-attention would be an addition too.)
+    The observation is one vector per trace. *Added* it is part of every token, as in a recurrent core; as a *prefix* it
+    is a token before the first draw that every draw can attend to, which takes longer to learn. (Attention across to a
+    single vector has one weight, 1: cross-attention would be an addition too.)
 
     Args:
         hidden: width of tokens and of the output.
         layers: blocks.
         heads: of the attention; ``hidden / heads`` has to be even.
         feedforward: width of a block's hidden layer, in units of ``hidden``.
-        observation: ``prefix`` or ``added``.
+        observation: ``added`` or ``prefix``.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Transformer(Core):
         layers: int = 2,
         heads: int = 4,
         feedforward: int = 4,
-        observation: str = "prefix",
+        observation: str = "added",
     ) -> None:
         super().__init__()
         check_counts("transformer", hidden=hidden, layers=layers, heads=heads, feedforward=feedforward)
