@@ -319,3 +319,17 @@ def test_missing_extra(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert "etalumis[pythia]" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_multirun_is_for_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--multirun is for etalumis train" in fails(capsys, "infer", "--multirun", "simulator=gaussian")
+    assert "give settings several values" in fails(capsys, "train", "--multirun", "data.train=data")
+    assert cli.main(["train", "search=lstm", "data.train=data", "--cfg"]) == 0
+    assert "network.core.layers: 1,2,3,4" in capsys.readouterr().out
+
+
+def test_help_of_searches_and_tuning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "search=learning_rate", "tune=lr", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for said in ("search.workers=1", "search.sweep.minibatch=", "tune.steps=150", "--multirun K=A,B", "resume=auto"):
+        assert said in shown

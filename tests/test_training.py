@@ -527,3 +527,29 @@ def test_files_that_are_no_checkpoints(trained: tuple[Path, LitInferenceNetwork]
         train(data / "gaussian", tmp_path, f"resume={trained[0] / 'network.pt'}")
     with pytest.raises(ConfigError, match="another network: simulator=branching"):
         train(data / "branching", tmp_path, f"resume={trained[0] / 'checkpoints' / 'last.ckpt'}")
+
+
+_BLOCKED = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"pytorch_lightning", "lightning", "lightning_fabric", "hydra", "omegaconf",
+                                      "tensorboard", "webdataset", "torchmetrics"}:
+            raise ImportError(f"{name} is not installed")
+sys.meta_path.insert(0, Blocked())
+import etalumis as et
+from etalumis.simulators.classics import gaussian
+post = et.posterior(et.Model(gaussian), {"obs0": 8.0, "obs1": 9.0}, engine=et.IC(sys.argv[1]), num_traces=300, seed=0)
+print(post.mean("mu"), post.ess)
+"""
+
+
+@pytest.mark.parametrize("file", ["network.pt", "checkpoints/last.ckpt"])
+def test_inference_without_lightning_or_hydra(trained: tuple[Path, LitInferenceNetwork], file: str) -> None:
+    """A trained network needs nothing that trained it."""
+    command = [sys.executable, "-c", _BLOCKED, str(trained[0] / file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    mean, ess = map(float, done.stdout.split())
+    assert abs(mean - 7.25) < 0.6
+    assert ess > 30

@@ -77,7 +77,9 @@ def run(verb: str, words: Sequence[str]) -> None:
         print(verb_help(verb, words), end="")
         return
     options, overrides = split_options(words)
-    if verb == "train" and wants_search(options, overrides):
+    if "--multirun" in options and verb != "train":
+        raise ValueError(f"--multirun is for etalumis train, not for {verb}")
+    if verb == "train" and wants_search(options, overrides) and "--cfg" not in options:
         from etalumis.lit_models.search import search
 
         print(search(overrides, options.get("--config-dir")))

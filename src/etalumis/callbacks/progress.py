@@ -35,7 +35,7 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._said = self._began = time.monotonic()
-        self._first = self._last = trainer.global_step
+        self._first = self._last = self._told = trainer.global_step
         self._terminal = sys.stderr.isatty() and trainer.is_global_zero
         total = trainer.estimated_stepping_batches
         self._total = int(total) if total < float("inf") else None
@@ -60,7 +60,7 @@ class Progress(Callback):
             self._say(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not self._terminal and trainer.global_step > self._first:
+        if not self._terminal and trainer.global_step > self._told:
             self._say(trainer)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -68,6 +68,7 @@ class Progress(Callback):
 
     def _say(self, trainer: Trainer) -> None:
         now = self._said = time.monotonic()
+        self._told = trainer.global_step
         done = trainer.global_step - self._first
         parts = [f"step {trainer.global_step:,}" + (f" of {self._total:,}" if self._total is not None else "")]
         parts += self._parts(trainer)
