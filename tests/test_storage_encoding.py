@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -50,6 +50,7 @@ def size(members: dict[str, bytes]) -> int:
 # --- half precisions ------------------------------------------------------------------------------
 
 
+@settings(deadline=None)  # a busy machine is no error
 @given(hnp.arrays(np.float32, 100, elements=st.floats(width=32, allow_nan=False)), st.sampled_from(HALVES))
 def test_rounding_is_to_the_nearest(array: np.ndarray, name: str) -> None:
     half = to_half(array, name)
@@ -69,6 +70,7 @@ def test_bfloat16_is_torch_s() -> None:
     np.testing.assert_array_equal(ours, theirs)
 
 
+@settings(deadline=None)  # a busy machine is no error
 @given(hnp.arrays(np.float32, 80, elements=st.floats(width=32)), st.sampled_from([*HALVES, None]))
 def test_halves_come_back_bit_for_bit(array: np.ndarray, name: str | None) -> None:
     if name:
@@ -200,6 +202,7 @@ def test_bombs_are_refused() -> None:
             decode_arrays({"meta.json": members["meta.json"], "x.npy.zst": payload})
 
 
+@settings(deadline=None)  # a busy machine is no error
 @given(st.binary(max_size=300), st.sampled_from(["x.npy", "meta.json"]))
 def test_rubbish_is_refused(payload: bytes, member: str) -> None:
     members = encode_arrays({"x": np.arange(100.0)}, None)
