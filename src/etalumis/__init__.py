@@ -21,6 +21,7 @@ from etalumis.execution import (
     TraceBatch,
     factor,
     observe,
+    rejection,
     sample,
     tag,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "posterior",
     "posteriors",
     "prior",
+    "rejection",
     "sample",
     "serve",
     "tag",

@@ -3,14 +3,15 @@
 from etalumis.execution.addresses import Address, AddressBook
 from etalumis.execution.batch import TraceBatch
 from etalumis.execution.columns import Column, ObserveColumn
-from etalumis.execution.controllers import Answer, Controller, Guided, Inflated, Prior, Replay, Script
+from etalumis.execution.controllers import Answer, Controller, Guided, Inflated, Prior, Replay, Script, Stop
 from etalumis.execution.distribution_table import DistributionTable
 from etalumis.execution.errors import DensityError, ModelError, ObservationError, Reject
 from etalumis.execution.lockstep import Job, Proposer, Request, run_jobs, run_lockstep
 from etalumis.execution.loop import factor, observe, sample, tag
 from etalumis.execution.model import Batched, Model, Simulator, run
 from etalumis.execution.observations import Observations
-from etalumis.execution.trace import FAILED, FINISHED, REJECTED, Observed, Tagged, Trace
+from etalumis.execution.rejection import rejection
+from etalumis.execution.trace import FAILED, FINISHED, REJECTED, Mark, Observed, Tagged, Trace
 
 __all__ = [
     "FAILED",
@@ -27,6 +28,7 @@ __all__ = [
     "Guided",
     "Inflated",
     "Job",
+    "Mark",
     "Model",
     "ModelError",
     "ObservationError",
@@ -40,11 +42,13 @@ __all__ = [
     "Request",
     "Script",
     "Simulator",
+    "Stop",
     "Tagged",
     "Trace",
     "TraceBatch",
     "factor",
     "observe",
+    "rejection",
     "run",
     "run_jobs",
     "run_lockstep",

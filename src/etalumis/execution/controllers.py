@@ -11,6 +11,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from etalumis.distributions import Distribution, Stream
+from etalumis.execution.addresses import Address
+from etalumis.execution.errors import Reject
 from etalumis.execution.trace import Trace
 
 Answer = tuple[Any, float | None]
@@ -22,15 +24,43 @@ class Script(NamedTuple):
     Attributes:
         values: by address id; a draw of another size is drawn from the prior.
         asks: the other controlled scalar draws are asked for; where False they too come from the prior.
+        stop: base address and instance of the draw or marker before which the execution ends.
     """
 
     values: Mapping[int, Any] = MappingProxyType({})
     asks: bool = False
+    stop: tuple[str, int] | None = None
 
     @property
     def empty(self) -> bool:
         """Everything comes from the prior."""
-        return not self.values and not self.asks
+        return not self.values and not self.asks and self.stop is None
+
+
+class Stop:
+    """Ends an execution before a draw or marker.
+
+    Args:
+        place: its base address and instance; simulators that run by themselves are told it.
+        where: or any for which this holds, of those that the engine hears of.
+
+    Attributes:
+        met: where the execution ended.
+    """
+
+    __slots__ = ("met", "place", "where")
+
+    def __init__(self, place: tuple[str, int] | None = None, where: Callable[[Address], bool] | None = None) -> None:
+        self.place = place
+        self.where = where
+        self.met: Address | None = None
+
+    def check(self, address: Address) -> None:
+        """Raise :class:`Reject` where the execution has to end."""
+        here = (address.base, address.instance) == self.place
+        if here or (self.where is not None and self.where(address)):
+            self.met = address
+            raise Reject
 
 
 class Controller:
@@ -47,6 +77,9 @@ class Controller:
         ``stream`` stands at the statement's own numbers. Raising :class:`Reject` ends the execution.
         """
         return distribution.draw(stream), None
+
+    def marked(self, address: int) -> None:
+        """A marker of a rejection loop is met. Raising :class:`Reject` ends the execution before it."""
 
     def script(self) -> Script | None:
         """What ``choose`` is going to answer, for simulators that can run by themselves; None: ask and see."""

@@ -18,7 +18,7 @@ import greenlet
 
 from etalumis.distributions import Distribution, Stream
 from etalumis.execution.addresses import AddressBook
-from etalumis.execution.controllers import Answer, Controller, Script
+from etalumis.execution.controllers import Answer, Controller, Script, Stop
 from etalumis.execution.errors import Reject
 from etalumis.execution.model import Simulator, as_observations, met_names
 from etalumis.execution.observations import Observations
@@ -48,12 +48,16 @@ class Job(NamedTuple):
         observations: what it is conditioned on.
         told: by address id, values of controlled scalar draws that the proposer is told instead of asked for.
         fixed: by address id, values of other draws.
+        asks: let the proposer answer the controlled scalar draws; where False the prior does.
+        stop: where to end before the end.
     """
 
     trace_index: int
     observations: Observations
     told: Mapping[int, Any] = MappingProxyType({})
     fixed: Mapping[int, Any] = MappingProxyType({})
+    asks: bool = True
+    stop: Stop | None = None
 
 
 class Proposer(Protocol):
@@ -85,13 +89,20 @@ class Slot(Controller, ABC):
 
     def choose(self, address: int, name: str, distribution: Distribution, control: bool, stream: Stream) -> Answer:
         job = self.job
-        if not control or distribution.shape:
+        if job.stop is not None:
+            job.stop.check(self._model.addresses[address])
+        if not control or distribution.shape or not job.asks:
             return job.fixed[address] if address in job.fixed else distribution.draw(stream), None
         value = job.told.get(address)
         return self.wait(Request(self._slot, job.trace_index, address, name, distribution, stream, value))
 
     def script(self) -> Script:
-        return Script(self.job.fixed, asks=True)
+        job = self.job
+        return Script(job.fixed, job.asks, job.stop.place if job.stop is not None else None)
+
+    def marked(self, address: int) -> None:
+        if self.job.stop is not None:
+            self.job.stop.check(self._model.addresses[address])
 
     @abstractmethod
     def wait(self, request: Request) -> Answer:

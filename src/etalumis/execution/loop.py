@@ -17,7 +17,7 @@ from etalumis.execution.addresses import OBSERVE, TAG, AddressBook, CallChains, 
 from etalumis.execution.controllers import Controller
 from etalumis.execution.errors import DensityError, ModelError, ObservationError, Reject
 from etalumis.execution.observations import Observations
-from etalumis.execution.trace import REJECTED, Observed, Tagged, Trace
+from etalumis.execution.trace import REJECTED, Mark, Observed, Tagged, Trace
 
 _NEVER = -float("inf")
 _EVER = float("inf")
@@ -35,6 +35,8 @@ class Statements(Protocol):
     def observe(self, distribution: Distribution, value: Any, name: str, base: str | None) -> None: ...
 
     def tag(self, value: Any, name: str, base: str | None) -> None: ...
+
+    def mark(self, base: str) -> None: ...
 
     def factor(self, log_weight: float, name: str) -> None: ...
 
@@ -62,6 +64,7 @@ class Execution:
         "_choose",
         "_counts",
         "_draw_observations",
+        "_marked",
         "_met",
         "_observations",
         "_reject_zero",
@@ -84,6 +87,7 @@ class Execution:
         self._book = book
         self._chains = chains
         self._choose = controller.choose
+        self._marked = controller.marked
         self._observations = observations
         self._stream = stream
         self._reject_zero = reject_zero
@@ -171,6 +175,12 @@ class Execution:
             base = name or self._chains.base(sys._getframe(2))
         self.trace.tags.append(Tagged(self._address(base, "Tag", TAG), name, value))
 
+    def mark(self, base: str) -> None:
+        address = self._address(base, "Tag", TAG)
+        self._marked(address)
+        trace = self.trace
+        trace.marks.append(Mark(base, self._book[address].instance, len(trace.addresses)))
+
     def factor(self, log_weight: float, name: str) -> None:
         if not log_weight < _EVER:
             raise DensityError(
@@ -246,6 +256,14 @@ def tag(value: Any, name: str | None = None, address: str | None = None) -> None
     if execution is None:
         raise _outside("tag")
     execution.tag(value, name or "", address)
+
+
+def mark(base: str) -> None:
+    """Set a marker of this base address; see :func:`etalumis.execution.rejection.rejection`."""
+    execution = _current.get()
+    if execution is None:
+        raise _outside("rejection")
+    execution.mark(base)
 
 
 def factor(log_weight: float, name: str | None = None) -> None:

@@ -10,6 +10,11 @@ FINISHED = "finished"
 REJECTED = "rejected"
 FAILED = "failed"
 
+# Base addresses of the markers of rejection loops; the loop's name follows. A loop of n passes makes n + 1 markers
+# of the first kind, one where each pass begins and one behind the last, before which stands one of the second kind.
+PASS = "@pass "
+ACCEPTED = "@accepted "
+
 
 class Observed(NamedTuple):
     """One ``observe`` statement. Where no value was given, ``value`` was drawn (or is None where nobody wanted
@@ -31,11 +36,30 @@ class Tagged(NamedTuple):
     value: Any
 
 
-class Trace:
-    """One execution: parallel lists with an entry per ``sample`` statement, the observes, the tags, the result.
+class Mark(NamedTuple):
+    """A marker of a rejection loop.
 
-        ``log_priors`` and ``log_proposals`` hold 0 at conditioned draws, whose density counts as likelihood. Where
-        a controller ended the execution early, ``ended`` is "rejected" and the likelihood is zero. Where a simulator
+    Attributes:
+        base: base address; see ``PASS`` and ``ACCEPTED``.
+        instance: how many markers of this base the execution has met, this one included.
+        position: draws before it.
+    """
+
+    base: str
+    instance: int
+    position: int
+
+
+def is_mark(base: str) -> bool:
+    """Whether a base address is that of a marker."""
+    return base.startswith((PASS, ACCEPTED))
+
+
+class Trace:
+    """One execution: parallel lists with an entry per ``sample`` statement; observes, tags, markers of loops, result.
+
+    ``log_priors`` and ``log_proposals`` hold 0 at conditioned draws, whose density counts as likelihood. Where
+    a controller ended the execution early, ``ended`` is "rejected" and the likelihood is zero. Where a simulator
     broke down and may be left out, ``ended`` is "failed": such a trace is no sample.
     """
 
@@ -51,6 +75,7 @@ class Trace:
         "log_priors",
         "log_proposal",
         "log_proposals",
+        "marks",
         "names",
         "observes",
         "result",
@@ -70,6 +95,7 @@ class Trace:
         self.conditioned: list[bool] = []
         self.observes: list[Observed] = []
         self.tags: list[Tagged] = []
+        self.marks: list[Mark] = []
         self.result: Any = None
         self.log_likelihood = 0.0
         self.log_prior = 0.0

@@ -12,9 +12,10 @@ from etalumis.execution import Column, ObserveColumn, Trace, TraceBatch
 from etalumis.execution import trace as ends
 from etalumis.execution.addresses import TAG
 from etalumis.execution.ragged import offsets_of
-from etalumis.execution.trace import Observed, Tagged
+from etalumis.execution.trace import Mark, Observed, Tagged, is_mark
 from etalumis.ppx import scripted as s
 from etalumis.ppx.columns import Table, orderly
+from etalumis.ppx.errors import ProtocolError
 from etalumis.ppx.ragged import (
     column,
     first_use,
@@ -141,16 +142,24 @@ def _tag_columns(told: Table) -> tuple[Column, ...]:
     _, owner = owners(tags.lengths, told.traces)
     names = told.names_of(tags.name, len(owner))
     values, shapes = _values(tags, len(owner))
+    bases = told.reader.bases.texts
+    base = column(tags.address, np.int64, len(owner))
+    if len(base) and base.max() >= len(bases):
+        raise ProtocolError("an address was never introduced")
+    used, where = np.unique(base, return_inverse=True)
+    names = np.where(np.array([is_mark(bases[b]) for b in used.tolist()], dtype=bool)[where], -1, names)
     columns = []
     for first in np.sort(np.unique(names, return_index=True)[1]).tolist():
+        if names[first] < 0:
+            continue  # markers of loops: of use to engines only
         members = np.flatnonzero(names == names[first])
         name = told.reader.names.texts[int(names[first])]
         columns.append(value_column(name, owner[members], values, shapes, members))
     return tuple(columns)
 
 
-def _tags(told: Table) -> list[Tagged]:
-    """The tags of the only execution."""
+def _tags(told: Table) -> tuple[list[Tagged], list[Mark]]:
+    """The tags and the markers of the only execution."""
     tags = s.Values(*(told.columns.tags or ()))
     count = int(owners(tags.lengths, told.traces)[0].sum())
     values, shapes = _values(tags, count)
@@ -159,7 +168,17 @@ def _tags(told: Table) -> list[Tagged]:
     names = [told.reader.names.texts[n] for n in told.names_of(tags.name, count).tolist()]
     starts = offsets_of(np.array([math.prod(shape) for shape in shapes], dtype=np.int64))
     found = [values[starts[k] : starts[k + 1]].reshape(shapes[k]) for k in range(count)]
-    return [Tagged(a, name, scalar(v)) for a, name, v in zip(address, names, found, strict=True)]
+    tagged: list[Tagged] = []
+    marks: list[Mark] = []
+    for a, name, value in zip(address, names, found, strict=True):
+        place = told.reader.addresses[a]
+        if is_mark(place.base) and value.size == 1:
+            marks.append(Mark(place.base, place.instance, int(value.item())))
+        else:
+            tagged.append(Tagged(a, name, scalar(value)))
+    if any(not 0 <= mark.position <= len(told.address) for mark in marks):
+        raise ProtocolError("a marker of a loop stands behind the last draw")
+    return tagged, marks
 
 
 def _result_column(told: Table) -> Column:
@@ -205,7 +224,7 @@ def to_trace(told: Table) -> Trace:
         value = told.observation(o)[1]
         observed, log_prob = bool(told.observed[o]), float(told.observe_log_prob[o])
         trace.observes.append(Observed(address, texts[name], table[row], value, observed, log_prob))
-    trace.tags = _tags(told)
+    trace.tags, trace.marks = _tags(told)
     result = _result_column(told)
     trace.result = scalar(result.values[0]) if len(result) else None
     trace.log_likelihood = float(told.log_likelihood[0])

@@ -8,6 +8,7 @@ from typing import Any
 from etalumis.distributions import Stream
 from etalumis.execution import Reject
 from etalumis.execution.loop import Statements
+from etalumis.execution.trace import is_mark
 from etalumis.ppx import messages as m
 from etalumis.ppx.connection import Connection, FaultError
 from etalumis.ppx.worker import Worker
@@ -33,7 +34,10 @@ def drive(worker: Worker, connection: Connection, statements: Statements) -> Any
         return _OBSERVED
 
     def tag(x: m.Tag) -> m.Message:
-        statements.tag(x.value, x.name, x.address)
+        if is_mark(x.address):
+            statements.mark(x.address)
+        else:
+            statements.tag(x.value, x.name, x.address)
         return _TAGGED
 
     answers: dict[type, Callable[[Any], m.Message]] = {m.Sample: sample, m.Observe: observe, m.Tag: tag}

@@ -79,6 +79,8 @@ def follow(
         first_index=index,
         reject_zero=reject_zero,
         draw_observations=draw_observations,
+        stop_at=script.stop[0] if script.stop is not None else None,
+        stop_instance=script.stop[1] if script.stop is not None else 0,
         control=s.CONTROL_ALL if script.asks else s.CONTROL_NONE,
         **observe_fields(observe),
         **script_fields(worker.interpreter, script.values),

@@ -126,16 +126,20 @@ class Runner:
         )
 
     def _tags(self, traces: Sequence[Trace]) -> s.Values:
-        tags = [[(tag, tensor(tag.value)) for tag in t.tags] for t in traces]
-        kept = [(tag, value) for pairs in tags for tag, value in pairs if value is not None]
-        address, instance = self._places([tag.address for tag, _ in kept])
-        return s.Values(
-            [sum(value is not None for _, value in pairs) for pairs in tags],
-            address,
-            instance,
-            [self._names.number(tag.name) for tag, _ in kept],
-            *_tensors([value for _, value in kept]),
-        )
+        """Tags, and the markers of loops as tags whose value is the number of draws before."""
+        number, name, entries = self._bases.number, self._names.number, self._model.addresses.entries
+        rows: list[tuple[int, int, int, Any]] = []
+        lengths = []
+        for trace in traces:
+            before = len(rows)
+            for tag in trace.tags:
+                value, place = tensor(tag.value), entries[tag.address]
+                if value is not None:
+                    rows.append((number(place.base), place.instance, name(tag.name), value))
+            rows += [(number(mark.base), mark.instance, name(""), float(mark.position)) for mark in trace.marks]
+            lengths.append(len(rows) - before)
+        bases, instances, names, values = map(list, zip(*rows, strict=True)) if rows else ([], [], [], [])
+        return s.Values(lengths, bases, instances, names, *_tensors(values))
 
     def _places(self, addresses: Sequence[int]) -> tuple[list[int], list[int]]:
         """The connection's numbers of base addresses, and the instances."""
@@ -180,11 +184,15 @@ class _Script(Controller):
             return self._ask(entry.base, name, distribution, entry.instance, stream.ordinal), None
         return distribution.draw(stream), None
 
-    def _stay_within_limits(self, address: int) -> None:
+    def marked(self, address: int) -> None:
         request, entry = self._request, self._addresses[address]
         if entry.base == request.stop_at and entry.instance == request.stop_instance:
             self.ended = s.STOPPED
             raise Reject
+
+    def _stay_within_limits(self, address: int) -> None:
+        self.marked(address)
+        request = self._request
         self._draws += 1
         late = request.max_seconds and time.monotonic() - self._started > request.max_seconds
         if late or (request.max_draws and self._draws > request.max_draws):

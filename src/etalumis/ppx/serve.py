@@ -180,6 +180,10 @@ class _Wire:
         if number is not None:
             self._exchange(m.Tag(base, name, number), m.TagResult)
 
+    def mark(self, base: str) -> None:
+        """The protocol has no markers: a tag at their base address stands for one."""
+        self._exchange(m.Tag(base, "", 0.0), m.TagResult)
+
     def factor(self, log_weight: float, name: str) -> None:
         """The protocol has no factors: an observation of this log density stands for one."""
         distribution: Distribution
