@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
-import zlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from etalumis.execution.pool import Loss, Pool
 from etalumis.execution.pool_worker import Desk
-from etalumis.storage.chunk import EncodedChunk, Encoding
+from etalumis.storage.chunk import Encoding
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.manifest import (
@@ -33,15 +30,14 @@ from etalumis.storage.manifest import (
     Origin,
     complete,
     finished,
-    shard_name,
     to_bytes,
     write_atomically,
 )
 from etalumis.storage.merge import Sources
-from etalumis.storage.plan import Plan, make_plan
+from etalumis.storage.plan import make_plan
 from etalumis.storage.ranks import Ranks
 from etalumis.storage.runs import Workshop
-from etalumis.storage.tar import END_OF_ARCHIVE
+from etalumis.storage.sorted_shard import SortedShard
 from etalumis.storage.writer import SHARD_BYTES
 
 Report = Callable[[int], None]
@@ -218,7 +214,9 @@ class _Sort:
 
     def _assemble(self, workshop: Workshop) -> None:
         plan = workshop.plan
-        shards = [_Shard(self._output, self._directory, number, plan) for number in self._mine(len(plan.shards) - 1)]
+        shards = [
+            SortedShard(self._output, self._directory, number, plan) for number in self._mine(len(plan.shards) - 1)
+        ]
         tasks = [(shard, task) for shard in shards for task in shard.tasks()]
         total = sum(int(plan.chunks[shard.stop] - plan.chunks[shard.start]) for shard in shards)
         with self._progress("write", total) as report:
@@ -237,7 +235,7 @@ class _Sort:
         entries: list[ChunkEntry] = []
         pieces: list[TraceIndex] = []
         for number in range(len(plan.shards) - 1):
-            for line in _Shard(self._output, self._directory, number, plan).lines:
+            for line in SortedShard(self._output, self._directory, number, plan).lines:
                 entries.append(ChunkEntry(**line["chunk"]))
                 pieces.append(TraceIndex.from_text(line["index"]))
         complete(
@@ -267,85 +265,3 @@ def _give_up(loss: Loss) -> NoReturn:
         f"a worker process {loss.reason}: memory ran out, or it was killed. What was finished is kept: run the same "
         "command again to go on, with fewer workers if memory is short"
     )
-
-
-class _Shard:
-    """A shard in work and the list of its chunks, one line each, which tells where to go on.
-
-    Attributes:
-        start, stop: its first chunk, and the first of the next shard.
-        lines: its chunks so far.
-        traces: in them.
-    """
-
-    def __init__(self, output: Path, directory: Path, number: int, plan: Plan) -> None:
-        self.start, self.stop = plan.shards[number : number + 2]
-        self._plan = plan
-        self._number = number
-        self._final = output / shard_name(number)
-        self._part = self._final.with_name(self._final.name + ".part")
-        self._journal = directory / f"shard-{number:06d}.jsonl"
-        self.lines, self._end = self._listed()
-
-    @property
-    def traces(self) -> int:
-        return sum(line["chunk"]["traces"] for line in self.lines)
-
-    def tasks(self) -> list[tuple[int, int]]:
-        """What is left to do: groups, and the first chunk of each that is not there yet."""
-        groups, following = self._plan.groups, self.start + len(self.lines)
-        return [
-            (group, max(first, following))
-            for group, (first, last) in enumerate(pairwise(groups))
-            if self.start <= first and last <= self.stop and following < last
-        ]
-
-    def append(self, header: bytes, content: bytes) -> int:
-        """Write the next chunk; returns its number of traces."""
-        chunk = EncodedChunk.restore(header, b"")
-        last = self.lines[-1]["chunk"] if self.lines else None
-        offset = last["offset"] + last["size"] if last else 0
-        entry = ChunkEntry(
-            shard=self._number,
-            offset=offset,
-            size=len(content),
-            crc32=zlib.crc32(content),
-            **chunk.index.counts(),
-            memory=chunk.memory,
-        )
-        line = {"chunk": asdict(entry), "index": chunk.index.to_text()}
-        with self._part.open("r+b" if self._part.exists() else "w+b") as shard:
-            shard.truncate(offset)  # what an interruption left behind the last listed chunk
-            shard.seek(offset)
-            shard.write(content)
-        with self._journal.open("r+b" if self._journal.exists() else "w+b") as journal:
-            journal.truncate(self._end)
-            journal.seek(self._end)
-            journal.write(to_bytes(line))
-            self._end = journal.tell()
-        self.lines.append(line)
-        return len(chunk.index)
-
-    def close(self) -> None:
-        """Give the complete shard its name."""
-        if self._final.exists():
-            return
-        last = self.lines[-1]["chunk"]
-        with self._part.open("r+b") as shard:
-            shard.truncate(last["offset"] + last["size"])
-            shard.seek(0, os.SEEK_END)
-            shard.write(END_OF_ARCHIVE)
-            shard.flush()
-            os.fsync(shard.fileno())
-        self._part.replace(self._final)
-
-    def _listed(self) -> tuple[list[dict[str, Any]], int]:
-        """The whole lines of the list, and where they end."""
-        lines: list[dict[str, Any]] = []
-        end = 0
-        if self._journal.exists():
-            for line in self._journal.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    lines.append(json.loads(line))
-                    end += len(line)
-        return lines, end
