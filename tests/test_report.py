@@ -12,14 +12,14 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from etalumis.inference import InferenceError
+from etalumis.inference.figures.panels import span
+from etalumis.inference.figures.style import category_label
 from etalumis.report import Event, Sample, write_report
 from etalumis.report.figure import draw
-from etalumis.report.panels import span
 from etalumis.report.report import choose_variables
-from etalumis.report.samples import TAU_VARIABLES
-from etalumis.report.style import category_label
 from etalumis.report.summary import compare, quality, summarise
 from etalumis.report.tables import as_json, grids
+from etalumis.report.variables import TAU_VARIABLES
 
 
 def tau_sample(label: str, seed: int, size: int = 4000, markov: bool = False, shift: float = 0.0) -> Sample:

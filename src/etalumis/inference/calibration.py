@@ -116,8 +116,8 @@ class Calibration:
         return "\n".join(lines)
 
     def plot(self, path: Any = None, raw: bool = False) -> Any:
-        """Cumulative ranks less the diagonal, with the band of a calibrated engine. See :mod:`.plots`."""
-        from etalumis.inference.plots import calibration_figure
+        """Cumulative ranks less the diagonal, with the band of a calibrated engine. See :mod:`.figures.calibration`."""
+        from etalumis.inference.figures.calibration import calibration_figure
 
         return calibration_figure(self, raw, path)
 

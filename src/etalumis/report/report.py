@@ -9,11 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
+from etalumis.inference.figures.samples import Sample
 from etalumis.inference.posterior import Posterior
 from etalumis.report.event import Event
-from etalumis.report.samples import TAU_VARIABLES, Sample
 from etalumis.report.summary import Summary, summarise
 from etalumis.report.tables import as_json, as_markdown, grids
+from etalumis.report.variables import TAU_VARIABLES
 from etalumis.storage.manifest import write_atomically
 
 TITLE = "Posterior of one event"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from etalumis.inference.diagnostics import ess_bulk, pareto_k, split_rhat
-from etalumis.report.samples import Array, Sample
+from etalumis.inference.figures.samples import Array, Sample
 
 # Mixing between categories is judged on those that hold at least this share of the draws: the indicator of a
 # rarer one is constant in some chains by chance, and its R̂ says nothing.

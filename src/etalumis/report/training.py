@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from etalumis.report.style import LOOKS, PRIOR, RC, TRUTH, axis_label
+from etalumis.inference.figures.style import LOOKS, PRIOR, RC, TRUTH, axis_label
 
 _MARKERS = "os^Dv*PX"
 _AREAS = (16.0, 36.0, 64.0, 100.0, 144.0)  # of points, square units of type

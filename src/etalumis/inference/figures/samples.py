@@ -1,4 +1,4 @@
-"""What a report reads of a posterior: scalar variables, weights or chains, and how it was made."""
+"""What a figure reads of a posterior: scalar variables, weights or chains, and how it was made."""
 
 from __future__ import annotations
 
@@ -16,18 +16,13 @@ from etalumis.inference.posterior import Posterior
 
 Array = NDArray[np.float64]
 
-# What is reported of a τ decay: the variables of the paper's figure 8.
-TAU_ENERGIES = ("energy_1", "energy_2")
-TAU_MARGINALS = ("px", "py", "pz", "missing_et", *TAU_ENERGIES)
-TAU_VARIABLES = (*TAU_MARGINALS, "decay_channel")
-
 
 @dataclass(frozen=True)
 class Sample:
     """N weighted draws of scalar variables.
 
     Attributes:
-        label: how the report calls it.
+        label: how figures call it.
         values: variable name → values, each shape (N,); integer arrays are categories or counts.
         log_weights: shape (N,); zeros for chains.
         chain: the chain of each draw, int (N,); None for importance samples.

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from etalumis.report.samples import Array, Sample
-from etalumis.report.style import LOOKS, PRIOR, TRUTH, axis_label, category_label
+from etalumis.inference.figures.samples import Array, Sample
+from etalumis.inference.figures.style import LOOKS, PRIOR, TRUTH, axis_label, category_label
 
 _RELIABLE = 30.0  # effective draws below which a sample does not set the axes
 _CATEGORIES_SHOWN = 8
 _SMALLEST_SHOWN = 0.005
-_CONTOURED = 100.0  # effective draws below which a sample gets no contour
+CONTOURED = 100.0  # effective draws below which a sample gets no contour
 _CROSS = {"markeredgewidth": 1.8, "clip_on": False, "zorder": 5}
 _JOINT_CELLS = 60
 _JOINT_SMOOTHING = 1.8  # cells
@@ -51,7 +51,7 @@ def categories(
 ) -> None:
     """Horizontal bars with the probabilities of a discrete variable, most probable values on top."""
     masses = [sample.probabilities(name) for sample in samples]
-    shown = _most_probable(masses, truth)
+    shown = most_probable(masses, truth)
     rows = np.arange(len(shown))
     if prior is not None and name in prior.values:
         before = prior.probabilities(name)
@@ -60,7 +60,7 @@ def categories(
     for place, (mass, look) in enumerate(zip(masses, LOOKS, strict=False)):
         heights = rows + (place - 0.5 * (len(samples) - 1)) * height
         axes.barh(heights, [mass.get(v, 0.0) for v in shown], height=0.86 * height, color=look.colour, zorder=2)
-    texts = [category_label(labels[v]) if v < len(labels) else str(v) for v in shown]
+    texts = [category_label(labels[v]) if 0 <= v < len(labels) else str(v) for v in shown]
     axes.set_yticks(rows, [f"{t} ◂" if v == truth else t for t, v in zip(texts, shown, strict=True)])
     axes.tick_params(axis="y", length=0)
     for text, value in zip(axes.get_yticklabels(), shown, strict=True):
@@ -81,7 +81,7 @@ def joint(
     """Regions that hold 50 % and 90 % of each joint posterior, smoothed, with the true point."""
     spans = [span(name, samples, prior, truth.get(name)) for name in names]
     for sample, look in zip(samples, LOOKS, strict=False):
-        if min(map(sample.ess_of, names)) < _CONTOURED:
+        if min(map(sample.ess_of, names)) < CONTOURED:
             continue  # a contour through a handful of points would be a fiction
         x, y, density, levels = _smooth_density(sample, names, spans)
         if look.fill:
@@ -123,7 +123,8 @@ def _histogram(sample: Sample, name: str, low: float, high: float) -> tuple[Arra
     return counts / np.diff(edges), edges
 
 
-def _most_probable(masses: Sequence[Mapping[int, float]], truth: float | None) -> list[int]:
+def most_probable(masses: Sequence[Mapping[int, float]], truth: float | None) -> list[int]:
+    """The values of a discrete variable worth showing, most probable first; the true one is always there."""
     largest: dict[int, float] = {}
     for mass in masses:
         for value, probability in mass.items():
