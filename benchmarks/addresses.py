@@ -20,6 +20,7 @@ from benchmarks import common
 from benchmarks.common import Measure, Result, Settings, compare, significant
 from benchmarks.workload import DRAWS, KINDS, MINIBATCH, MIXED, Training, traces
 from etalumis.execution import TraceBatch
+from etalumis.networks.memory import keep_freed_memory
 from etalumis.networks.network import DEFAULTS
 
 MANY, FEWER = 20_000, 5_000
@@ -28,6 +29,7 @@ MET = "the network that knows more has met all of its addresses: every row has o
 
 def results(settings: Settings) -> Iterator[Result]:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `etalumis train` does
     head = f"head {DEFAULTS['head']['kind']}"
     yield cost("step_cost_20000_vs_500", None, MANY, 1.1, f"{head}; {MET}", settings)
     many, few = peak_bytes(MANY), peak_bytes(DRAWS * KINDS)

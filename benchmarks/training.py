@@ -22,6 +22,7 @@ from benchmarks.common import Measure, Result, Settings, compare, rate
 from benchmarks.pyprob_peer import PeerUnavailableError, PyprobPeer
 from benchmarks.workload import COMPONENTS, DRAWS, HIDDEN, MIXED, ONE_TYPE, SIZE, Training, traces
 from etalumis.execution import TraceBatch
+from etalumis.networks.memory import keep_freed_memory
 from etalumis.networks.network import DEFAULTS
 
 FEW = "pyprob's mixed minibatch takes seconds: its steps are few"
@@ -32,6 +33,7 @@ SQUARE = 1024  # of the matrix product that tells the machine's rate
 
 def results(settings: Settings) -> Iterator[Result]:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `etalumis train` does
     mixed, one = traces(MIXED), traces(ONE_TYPE)
     head = f"head {DEFAULTS['head']['kind']}"
     network = Training()
