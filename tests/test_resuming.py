@@ -104,9 +104,9 @@ def assert_same_training(one: Path, other: Path) -> None:
         (["trainer.accumulate_grad_batches=3"], (2, 4)),
         (["trainer.val_check_interval=0.5"], (2, 4)),
         (["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.25", "data.workers=1"], (5,)),
-        (["trainer.max_steps=7"], (3,)),
+        (["trainer.max_steps=7", "callbacks.average.decay=0.9"], (3,)),
     ],
-    ids=["plain", "accumulated", "validated", "all", "max_steps"],
+    ids=["plain", "accumulated", "validated", "all", "max_steps and average"],
 )
 def test_stopped_anywhere_equals_uninterrupted(data: Path, tmp_path: Path, words: list[str], stops: tuple[int]) -> None:
     """In float64 to the last bit: weights, moments, schedules, counts, losses."""
