@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,37 +26,14 @@ from etalumis.lit_models.fit import build_optimizer, fit, summary
 from etalumis.lit_models.inference_network import LitInferenceNetwork
 from etalumis.lit_models.start import make_network
 from etalumis.networks import CheckpointError, InferenceNetwork, banks_of, checkpoint
-from etalumis.simulators.classics import branching, gaussian
-from etalumis.simulators.detector import Detector
-from etalumis.simulators.tau import Tau
 from etalumis.storage import simulate
+from training_runs import SMALL, assert_equal_state, branching_model, gaussian_model, settings, tau_model
 
 pytestmark = [
     pytest.mark.timeout(100),
     # Lightning and TensorBoard use what newer packages discourage; nothing we could change.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
-
-SMALL = [
-    "network.observation_embedding=16",
-    "network.core.hidden=16",
-    "network.head.hidden=8",
-    "data.workers=0",
-    "data.batch_size=64",
-    "logger=none",
-]
-
-
-def gaussian_model() -> et.Model:
-    return et.Model(gaussian)
-
-
-def branching_model() -> et.Model:
-    return et.Model(branching)
-
-
-def tau_model() -> et.Model:
-    return et.Model(Tau(Detector(shape=(4, 5, 6))), name="tau")
 
 
 @pytest.fixture(scope="module")
@@ -77,31 +53,8 @@ def threads_unchanged() -> Any:
     torch.set_grad_enabled(True)
 
 
-def settings(train: Path, output: Path, *overrides: str) -> dict[str, Any]:
-    words = [f"data.train={train}", f"output={output}", *SMALL, *overrides]
-    config: dict[str, Any] = plain(compose("train", words))
-    return config
-
-
 def train(train_data: Path, output: Path, *overrides: str) -> LitInferenceNetwork:
     return fit(settings(train_data, output, *overrides))
-
-
-def assert_equal_state(one: Any, other: Any, where: str = "") -> None:
-    """Equal to the last bit, through nested containers."""
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, Mapping):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_equal_state(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for number, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_equal_state(a, b, f"{where}[{number}]")
-    else:
-        assert one == other, where
 
 
 def losses_by_hand(module: LitInferenceNetwork, config: dict[str, Any]) -> list[tuple[float, int]]:
