@@ -105,8 +105,9 @@ def assert_equal(one: InferenceNetwork, other: InferenceNetwork) -> None:
 @pytest.mark.slow
 def test_online_training_finds_the_posterior(tmp_path: Path) -> None:
     words = [
-        "data=online", "simulator=gaussian", f"output={tmp_path}", "data.workers=1", "data.epoch_traces=8192", "data.batch_size=64",
-        "trainer.max_epochs=6", "optimizer.lr=1e-2", "network.core.hidden=16", "network.head.hidden=16", "logger=none",
+        "data=online", "simulator=gaussian", f"output={tmp_path}", "data.workers=1", "data.epoch_traces=8192",
+        "data.batch_size=64", "trainer.max_epochs=6", "optimizer.lr=1e-2",
+        "network.core.hidden=16", "network.head.hidden=16", "logger=none",
     ]  # fmt: skip
     fit(plain(compose("train", words)))
     observe = {"obs0": 8.0, "obs1": 9.0}
