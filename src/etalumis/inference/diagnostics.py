@@ -2,8 +2,8 @@
 
 Chains: rank-normalised split R̂, bulk and tail effective sample size (Vehtari, Gelman, Simpson, Carpenter and
 Bürkner, "Rank-normalization, folding, and localization", Bayesian Analysis 2021), for continuous and discrete
-variables. Weights: effective sample size (Kong 1992) and the k̂ of Pareto-smoothed importance sampling (Vehtari,
-Simpson, Gelman, Yao and Gabry, JMLR 2024; fit after Zhang and Stephens, Technometrics 2009).
+variables; Gelman and Rubin's R̂ of 1992 against iteration, and autocorrelation. Weights: effective sample size
+(Kong 1992) and k̂ (see :mod:`.pareto`).
 
 Written on NumPy alone, because ``ess`` and ``rhat`` must answer where ArviZ is not installed; the tests hold
 them against ArviZ. Shapes: chains are (C, S), one row per chain; log weights are (S,).
@@ -16,13 +16,12 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from etalumis.inference.pareto import fit_tail
+
 Array = NDArray[np.float64]
 
 # Below this many draws a chain can't be split in two halves that have a variance.
 _SHORTEST_CHAIN = 4
-# A generalised Pareto distribution needs at least this many points.
-_SHORTEST_TAIL = 5
-_ROUNDING = 1e-9  # relative differences of weights that sums of log densities leave by rounding
 
 
 # --- chains -------------------------------------------------------------------------------------------------------
@@ -69,6 +68,47 @@ def mcse_mean(chains: ArrayLike) -> float:
     """Monte-Carlo standard error of the mean over all chains."""
     draws = _as_chains(chains)
     return float(draws.std(ddof=1) / math.sqrt(ess_mean(draws)))
+
+
+def gelman_rubin(chains: ArrayLike, lengths: ArrayLike) -> Array:
+    """Gelman and Rubin's R̂ (Statistical Science 1992) of the first draws of every chain, as it falls with iterations.
+
+    Args:
+        chains: shape (C, S), C ≥ 2.
+        lengths: how many first draws, each from 2 to S, shape (L,).
+
+    Returns:
+        shape (L,); ``inf`` where every chain stands still at values of its own, ``nan`` where all draws are equal.
+    """
+    draws = _as_chains(chains)
+    counts = np.asarray(lengths, dtype=np.int64)
+    centred = draws - draws.mean()  # sums of squares lose digits far from zero
+    means = np.cumsum(centred, axis=1)[:, counts - 1] / counts
+    squares = np.cumsum(np.square(centred), axis=1)[:, counts - 1]
+    within = np.maximum((squares - counts * np.square(means)) / (counts - 1), 0.0).mean(axis=0)
+    between = means.var(axis=0, ddof=1)
+    scale = max(float(np.square(centred).mean()), np.finfo(np.float64).tiny)
+    within[within < 1e-14 * scale] = 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.sqrt((counts - 1) / counts + between / within))
+
+
+def autocorrelation(chains: ArrayLike, lags: int) -> Array:
+    """Autocorrelation at lags 0 … ``lags`` − 1 about the mean of all chains, averaged over them; shape (lags,).
+
+    About the common mean, so that chains which sit in different places show it: the curve does not fall to 0.
+    """
+    draws = _as_chains(chains)
+    length = draws.shape[1]
+    covariance = _autocovariance(draws - draws.mean(), centre=False).mean(axis=0)[:lags]
+    unbiased = covariance * length / (length - np.arange(len(covariance)))
+    return np.asarray(unbiased / unbiased[0])
+
+
+def autocorrelation_time(chains: ArrayLike) -> float:
+    """Draws that are worth one independent draw for the mean, 1 + 2 Σ ρ; ``nan`` where all draws are equal."""
+    draws = _as_chains(chains)
+    return draws.size / ess_mean(draws)
 
 
 def _as_chains(chains: ArrayLike) -> Array:
@@ -130,11 +170,13 @@ def _ess(chains: Array) -> float:
     return float(draws / max(time, 1.0 / math.log10(draws)))
 
 
-def _autocovariance(chains: Array) -> Array:
+def _autocovariance(chains: Array, centre: bool = True) -> Array:
     """Biased autocovariances of each chain, shape (C, S), by Fourier transform."""
     length = chains.shape[1]
     size = 1 << (2 * length - 1).bit_length()
-    spectrum = np.fft.rfft(chains - chains.mean(axis=1, keepdims=True), n=size, axis=1)
+    if centre:
+        chains = chains - chains.mean(axis=1, keepdims=True)
+    spectrum = np.fft.rfft(chains, n=size, axis=1)
     return np.asarray(np.fft.irfft(np.abs(spectrum) ** 2, n=size, axis=1)[:, :length] / length)
 
 
@@ -179,7 +221,7 @@ def pareto_k(log_weights: ArrayLike, num_traces: int | None = None) -> float:
     Returns:
         ``inf`` where fewer than five weights differ from zero; ``nan`` where there are too few to judge.
     """
-    return _tail_index(np.asarray(log_weights, dtype=np.float64), num_traces)
+    return fit_tail(log_weights, num_traces).k
 
 
 def pareto_k_threshold(num_traces: int) -> float:
@@ -205,42 +247,3 @@ def weight_advice(log_weights: ArrayLike, num_traces: int | None = None) -> str 
             "carry the result: draw more, propose better (a trained network, IC), or run RMH"
         )
     return None
-
-
-def _tail_index(log_weights: Array, num_traces: int | None) -> float:
-    count = len(log_weights) if num_traces is None else num_traces
-    wanted = math.ceil(min(0.2 * count, 3.0 * math.sqrt(count)))
-    if wanted < _SHORTEST_TAIL:
-        return math.nan
-    ranked = np.sort(log_weights)
-    if np.isfinite(ranked).sum() < _SHORTEST_TAIL:
-        return math.inf
-    # Weights left out by the caller are zero. Ties at the cutoff (discrete models) may leave too few above it:
-    # then the next lower weight is the cutoff.
-    place = len(ranked) - wanted - 1
-    cutoff = ranked[place] if place >= 0 else -np.inf
-    while len(ranked) - (first := int(np.searchsorted(ranked, cutoff, side="right"))) < _SHORTEST_TAIL:
-        below = int(np.searchsorted(ranked, cutoff, side="left"))
-        cutoff = ranked[below - 1] if below else -np.inf
-    largest = ranked[-1]
-    exceedances = np.exp(ranked[first:] - largest) - math.exp(cutoff - largest)
-    exceedances = exceedances[exceedances > 0.0]
-    if len(exceedances) < _SHORTEST_TAIL or exceedances[-1] < _ROUNDING:
-        return -math.inf  # all but equal: a flat tail
-    return _fit_pareto(exceedances)
-
-
-def _fit_pareto(ranked: Array) -> float:
-    """Empirical-Bayes estimate of a generalised Pareto's k from rising exceedances, with PSIS's weak prior."""
-    count = len(ranked)
-    grid = 30 + int(math.sqrt(count))
-    quartile = ranked[int(count / 4 + 0.5) - 1]
-    theta = 1.0 / ranked[-1] + (1.0 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3.0 * quartile)
-    theta = theta[theta != 0.0]  # met where a discrete model's weights are tied
-    shapes = np.log1p(-theta[:, None] * ranked).mean(axis=1)
-    profile = count * (np.log(-theta / shapes) - shapes - 1.0)
-    weights = np.exp(profile - profile.max())
-    best = float((theta * weights).sum() / weights.sum())
-    k = float(np.log1p(-best * ranked).mean())
-    # Ten pseudo-observations of k = 0.5 steady short tails (Vehtari et al. 2024, appendix C).
-    return (count * k + 10.0 * 0.5) / (count + 10.0)

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from etalumis.inference.diagnostics import ess_bulk, pareto_k, split_rhat
-from etalumis.inference.figures.samples import Array, Sample
-
-# Mixing between categories is judged on those that hold at least this share of the draws: the indicator of a
-# rarer one is constant in some chains by chance, and its R̂ says nothing.
-RELEVANT_CATEGORY = 0.05
+from etalumis.inference.diagnostics import pareto_k
+from etalumis.inference.figures.samples import Sample
+from etalumis.inference.mixing import mixing
 
 
 @dataclass(frozen=True)
@@ -142,20 +139,12 @@ def _moments(sample: Sample, name: str, prior: Sample | None) -> Moments:
 
 
 def _mixing(sample: Sample, name: str) -> tuple[float, float]:
-    """Largest R̂ and smallest bulk ESS of a variable; for categories, over the indicators of the relevant ones."""
-    series = [sample.chains(name)]
-    if sample.is_discrete(name):
-        relevant = [v for v, p in sample.probabilities(name).items() if p >= RELEVANT_CATEGORY]
-        series = [(series[0] == value).astype(np.float64) for value in relevant]
-    measured = [_mixing_of(chains) for chains in series]
-    return max(r for r, _ in measured), min(e for _, e in measured)
-
-
-def _mixing_of(chains: Array) -> tuple[float, float]:
-    if np.ptp(chains) == 0.0:  # all chains agree on one value
+    """Largest R̂ and smallest bulk ESS of a variable; one that never changed agrees with itself."""
+    chains = sample.chains(name)
+    if np.ptp(chains) == 0.0:
         return 1.0, float(chains.size)
-    rhat = split_rhat(chains)
-    return (math.inf if math.isnan(rhat) else rhat), ess_bulk(chains)
+    found = mixing(chains, sample.is_discrete(name))
+    return (math.inf if math.isnan(found.rhat) else found.rhat), found.ess_bulk
 
 
 def _finite(value: float) -> float | None:
