@@ -29,6 +29,7 @@ from etalumis.inference.acceptance import Sites
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.executions import HELD, to_columns
 from etalumis.inference.moves import Kept, State, Transition, irreproducible
+from etalumis.inference.reuse import ReuseTally
 
 _BLOCK = 64  # steps that share a block of the chain's own random numbers
 _MOST_STARTS = 50  # times the asked number of prior draws, in search of a finite density
@@ -79,6 +80,7 @@ class Chain:
         self.failed = 0  # executions that a simulator's policy dropped
         self.names: set[str] = set()  # that the first executions could have been conditioned by
         self.tally: dict[int, list[int]] = {}  # address: moves proposed, moves accepted
+        self.reuse = ReuseTally()
         self.adapting = True
 
     @property
@@ -137,9 +139,10 @@ class Chain:
         return accepted
 
     def freeze(self) -> None:
-        """Burn-in is over: step sizes stay as they are, and counting of accepted moves begins anew."""
+        """Burn-in is over: step sizes stay as they are, and counting of moves and of reuse begins anew."""
         self.adapting = False
         self.tally.clear()
+        self.reuse.clear()
 
     # --- on disk ------------------------------------------------------------------------------------------------
 
@@ -153,6 +156,7 @@ class Chain:
             "adapting": self.adapting,
             "used": sorted(self._observe.used),
             "tally": [[address, *counts] for address, counts in self.tally.items()],
+            "reuse": self.reuse.plain(),
             "moves": [transition.plain() for _, transition in self._moves],
         }
 
@@ -166,6 +170,7 @@ class Chain:
         self._steps, self._index, self._restored = plain["steps"], plain["index"], True
         self.failed, self.adapting = plain["failed"], plain["adapting"]
         self.tally = {ours[address]: [proposed, accepted] for address, proposed, accepted in plain["tally"]}
+        self.reuse.restore(plain["reuse"], ours)
         for (_, transition), state in zip(self._moves, plain["moves"], strict=True):
             transition.restore(state, ours)
         self._observe.used.update(plain["used"])

@@ -193,6 +193,7 @@ class _Outcome(NamedTuple):
     traces: TraceBatch
     rows: NDArray[np.int64]
     tally: dict[int, list[int]]
+    reuse: list[list[int]]
     executions: int
     failed: int
     used: set[str]
@@ -227,7 +228,17 @@ def _run_chain(common: tuple[LMH, Simulator, Observations, int], task: tuple[int
         report(step % _REPORT_EVERY, f"acceptance {accepted / (step - done):.2f}")
     traces, rows = recorder.finish(count)
     stuck = stuck_discrete(traces, chain.tally)
-    return _Outcome(traces, rows, chain.tally, chain.executions, chain.failed, observations.used, chain.names, stuck)
+    return _Outcome(
+        traces,
+        rows,
+        chain.tally,
+        chain.reuse.plain(),
+        chain.executions,
+        chain.failed,
+        observations.used,
+        chain.names,
+        stuck,
+    )
 
 
 def _recorder(engine: LMH, chain: Chain, observations: Observations, seed: int, number: int) -> Recorder | FileRecorder:
@@ -242,14 +253,17 @@ def _assemble(model: Simulator, outcomes: Sequence[_Outcome]) -> Posterior:
     """One posterior of all chains, under the model's own address book."""
     traces = join(model, [outcome.traces for outcome in outcomes])
     tally: dict[int, list[int]] = {}
+    reuse: dict[int, list[int]] = {}
     for outcome in outcomes:
         theirs = outcome.traces.addresses
-        for address, counts in outcome.tally.items():
+        tallied = [(tally, address, counts) for address, counts in outcome.tally.items()]
+        tallied += [(reuse, address, counts) for address, *counts in outcome.reuse]
+        for sums, address, counts in tallied:
             ours = address if theirs is traces.addresses else traces.addresses.find(theirs[address])
             assert ours is not None
-            sums = tally.setdefault(ours, [0, 0])
-            sums[0] += counts[0]
-            sums[1] += counts[1]
+            known = sums.setdefault(ours, [0, 0])
+            known[0] += counts[0]
+            known[1] += counts[1]
     starts = np.cumsum([0] + [len(outcome.traces) for outcome in outcomes])
     rows = np.concatenate([outcome.rows + start for outcome, start in zip(outcomes, starts, strict=False)])
     chains = np.repeat(np.arange(len(outcomes)), [len(outcome.rows) for outcome in outcomes])
@@ -259,6 +273,7 @@ def _assemble(model: Simulator, outcomes: Sequence[_Outcome]) -> Posterior:
         "failed": sum(outcome.failed for outcome in outcomes),
         "acceptance": accepted_moves / moves,
         "moves": [[address, *counts] for address, counts in sorted(tally.items())],
+        "reuse": [[address, *counts] for address, counts in sorted(reuse.items())],
     }
     return Posterior(traces, np.zeros(len(rows)), rows, chains, markov=True, info=info)
 

@@ -17,6 +17,7 @@ from etalumis.execution.controllers import Script
 from etalumis.inference.acceptance import Move, Sites, log_prior_change
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.kernels import Mixture
+from etalumis.inference.reuse import ReuseTally
 
 
 class State(NamedTuple):
@@ -45,6 +46,7 @@ class Host(Protocol):
 
     power: float  # of the likelihood; below 1 while a chain is tempered
     model: Simulator
+    reuse: ReuseTally
 
     def execute(self, controller: Controller) -> Trace:
         """Execute the model once; draws of zero density end it early."""
@@ -172,6 +174,7 @@ class SingleSite:
             return Attempt(address)
         if position >= len(new) or new.addresses[position] != address:
             raise irreproducible(host, address)
+        host.reuse.record(new.addresses, address, reuse.fresh)
         after = sites
         if new.addresses != old.addresses or new.controlled != old.controlled:
             after = host.sites(new)
