@@ -179,7 +179,7 @@ class Execution:
         address = self._address(base, "Tag", TAG)
         self._marked(address)
         trace = self.trace
-        trace.marks.append(Mark(base, self._book[address].instance, len(trace.addresses)))
+        trace.marks.append(Mark(base, self._book[address].instance, len(trace.addresses), trace.log_likelihood))
 
     def factor(self, log_weight: float, name: str) -> None:
         if not log_weight < _EVER:

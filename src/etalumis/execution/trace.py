@@ -43,11 +43,13 @@ class Mark(NamedTuple):
         base: base address; see ``PASS`` and ``ACCEPTED``.
         instance: how many markers of this base the execution has met, this one included.
         position: draws before it.
+        log_likelihood: of what was scored before it.
     """
 
     base: str
     instance: int
     position: int
+    log_likelihood: float
 
 
 def is_mark(base: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,12 +17,14 @@ import numpy as np
 
 from etalumis.execution import FAILED, Address, Job, Observations, Proposer, Simulator, Trace, TraceBatch, run_jobs
 from etalumis.execution.model import as_observations, met_names
+from etalumis.inference.capped import Capped
 from etalumis.inference.defensive import Defensive, mixed
 from etalumis.inference.engine import DEFAULT_TRACES, finish
-from etalumis.inference.executions import in_blocks, join
+from etalumis.inference.executions import HELD, in_blocks, join
 from etalumis.inference.moves import Proposed
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
+from etalumis.inference.rejection import REJECTIONS, Corrector, Counts, Rejection, rejection_advice
 from etalumis.inference.workers import Report, run_tasks
 
 _MANY_UNKNOWN = 0.1  # share of controlled draws at unknown addresses that is worth a warning
@@ -63,6 +65,14 @@ class IC:
             likelihood divided by it, however wrong the network is; see :mod:`.defensive`.
         workers: processes to execute in, each with the network; results do not depend on it.
         keep_observes: keep the parameters of the likelihoods with the traces (for posterior predictive checks).
+        rejection: what becomes of rejection loops that the simulator marks (:func:`etalumis.rejection`) or ``loops``
+            finds. "exact" weighs every pass. "amortised" weighs the accepted pass alone, with its rates of acceptance
+            estimated by extra executions: for loops that rarely accept; see :mod:`.rejection`.
+            "accepted_only_biased" leaves the rates out: biased, to be compared with.
+        extra_runs: executions for each of the two rates of each loop of each trace.
+        loops: name of a loop to a regular expression found in the base addresses of its draws, and in no others, for
+            simulators whose source can't be marked. Draws behind the loop must have other addresses.
+        max_instances: propose only at so many instances of an address, and leave later ones to the prior.
     """
 
     checkpoint: str | Path | Network
@@ -70,8 +80,23 @@ class IC:
     defensive: float = 0.0
     workers: int = 1
     keep_observes: bool = False
+    rejection: Rejection = "exact"
+    extra_runs: int = 10
+    loops: Mapping[str, str] = field(default_factory=dict)
+    max_instances: int | None = None
 
     def __post_init__(self) -> None:
+        if self.rejection not in REJECTIONS:
+            raise ValueError(f"rejection is one of {', '.join(REJECTIONS)}; got {self.rejection!r}")
+        if self.extra_runs < 1:
+            raise ValueError(f"extra_runs must be at least 1; got {self.extra_runs}")
+        if self.max_instances is not None and self.max_instances < 1:
+            raise ValueError(f"max_instances must be at least 1; got {self.max_instances}")
+        if self.defensive and self.rejection != "exact":
+            raise ValueError(
+                f"a defensive share needs the exact density of a trace, which rejection={self.rejection!r} does not "
+                'have: use defensive=0.0, or rejection="exact"'
+            )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
         if not 0.0 <= self.defensive < 1.0:
@@ -99,6 +124,8 @@ class IC:
             share: of a chain's steps.
             whole: of these, the share that redraws the whole trace; the others redraw a site and what follows it.
         """
+        if self.rejection != "exact":
+            raise ValueError(f'chains need exact densities: use rejection="exact" instead of {self.rejection!r}')
         if not 0.0 < share <= 1.0 or not 0.0 <= whole <= 1.0:
             raise ValueError(f"share and whole are shares of moves; got {share} and {whole}")
         return NetworkMoves(self, share, whole)
@@ -187,27 +214,53 @@ class _Outcome(NamedTuple):
     unknown: Counter[Address]
     used: list[set[str]]
     names: set[str]
+    counts: Counts
 
 
 def _execute(plan: _Plan, indices: range, report: Report) -> _Outcome:
     engine, model, events, each, seed = plan
-    proposer = engine.network(model.name).proposer()
-    defended = Defensive(proposer, engine.defensive, seed) if engine.defensive else proposer
+    network = engine.network(model.name)
+    counting = network.proposer()
+    proposer: Proposer = counting
+    if engine.max_instances is not None:
+        proposer = Capped(proposer, engine.max_instances)
+    if engine.defensive:
+        proposer = Defensive(proposer, engine.defensive, seed)
+    corrector = _corrector(plan, network) if engine.rejection != "exact" else None
     names: set[str] = set()
 
     def traces() -> Iterator[Trace]:
-        jobs = (Job(index, events[index // each]) for index in indices)
-        for trace in run_jobs(model, defended, jobs, seed, engine.batch_size, draw_observations=False):
-            if trace.ended == FAILED:
-                continue
-            observations = events[trace.index // each]
-            if len(observations.used) < len(observations):
-                names.update(met_names(trace))
-            yield trace
+        for block in _blocks(indices, HELD if corrector else len(indices)):
+            jobs = (Job(index, events[index // each]) for index in block)
+            made = run_jobs(model, proposer, jobs, seed, engine.batch_size, draw_observations=False)
+            if corrector:
+                whole = list(made)
+                corrector.correct(whole, [events[trace.index // each] for trace in whole])
+                made = iter(whole)
+            for trace in made:
+                if trace.ended == FAILED:
+                    continue
+                observations = events[trace.index // each]
+                if len(observations.used) < len(observations):
+                    names.update(met_names(trace))
+                yield trace
 
     batch = in_blocks(traces(), model, engine.keep_observes, report)
     used = [observations.used for observations in events]
-    return _Outcome(batch, proposer.proposed, proposer.beyond, Counter(proposer.unknown), used, names)
+    counts = corrector.counts if corrector else Counts()
+    return _Outcome(batch, counting.proposed, counting.beyond, Counter(counting.unknown), used, names, counts)
+
+
+def _corrector(plan: _Plan, network: Network) -> Corrector:
+    engine, model, _, _, seed = plan
+    proposer: Proposer = network.proposer()
+    if engine.max_instances is not None:
+        proposer = Capped(proposer, engine.max_instances)
+    return Corrector(model, engine.rejection, engine.loops, proposer, engine.extra_runs, engine.batch_size, seed)
+
+
+def _blocks(indices: range, size: int) -> Iterator[range]:
+    return (indices[first : first + size] for first in range(0, len(indices), max(size, 1)))
 
 
 def _posteriors(plan: _Plan, outcomes: Sequence[_Outcome], started: float) -> Iterator[Posterior]:
@@ -228,6 +281,15 @@ def _posteriors(plan: _Plan, outcomes: Sequence[_Outcome], started: float) -> It
     if len(events) > 1:
         info["events"] = len(events)  # which the counts of draws are for
     advice = _unknown_advice(info)
+    if engine.rejection != "exact":
+        counts = sum((outcome.counts for outcome in outcomes), Counts())
+        info |= {
+            "loops": counts.loops,
+            "rejected_passes": counts.rejected,
+            "extra_executions": counts.extra,
+            "never_accepted": counts.zeros,
+        }
+        advice += rejection_advice(engine.rejection, counts, total=len(events) * each)
     names = set().union(*(outcome.names for outcome in outcomes))
     bounds = np.searchsorted(traces.index, np.arange(len(events) + 1) * each)
     for number, observations in enumerate(events):

@@ -11,15 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from etalumis.distributions import Stream
-from etalumis.execution import AddressBook, Answer, Request, TraceBatch
-
-if TYPE_CHECKING:
-    from etalumis.inference.compilation import CountingProposer
+from etalumis.execution import AddressBook, Answer, Proposer, Request, TraceBatch
 
 _KEY = 0x646566  # "def": sets these numbers apart from the draws of the same seed
 
@@ -33,7 +30,7 @@ class Defensive:
         seed: of the run; with the trace index it decides which executions.
     """
 
-    def __init__(self, proposer: CountingProposer, share: float, seed: int) -> None:
+    def __init__(self, proposer: Proposer, share: float, seed: int) -> None:
         self._proposer = proposer
         self._share = share
         self._coin = Stream(int(np.random.SeedSequence([seed & (1 << 64) - 1, _KEY]).generate_state(1, np.uint64)[0]))

@@ -172,8 +172,8 @@ def _tags(told: Table) -> tuple[list[Tagged], list[Mark]]:
     marks: list[Mark] = []
     for a, name, value in zip(address, names, found, strict=True):
         place = told.reader.addresses[a]
-        if is_mark(place.base) and value.size == 1:
-            marks.append(Mark(place.base, place.instance, int(value.item())))
+        if is_mark(place.base) and value.size == 2:
+            marks.append(Mark(place.base, place.instance, int(value[0]), float(value[1])))
         else:
             tagged.append(Tagged(a, name, scalar(value)))
     if any(not 0 <= mark.position <= len(told.address) for mark in marks):

@@ -126,7 +126,7 @@ class Runner:
         )
 
     def _tags(self, traces: Sequence[Trace]) -> s.Values:
-        """Tags, and the markers of loops as tags whose value is the number of draws before."""
+        """Tags, and the markers of loops as tags that hold the number of draws and the log likelihood before."""
         number, name, entries = self._bases.number, self._names.number, self._model.addresses.entries
         rows: list[tuple[int, int, int, Any]] = []
         lengths = []
@@ -136,7 +136,9 @@ class Runner:
                 value, place = tensor(tag.value), entries[tag.address]
                 if value is not None:
                     rows.append((number(place.base), place.instance, name(tag.name), value))
-            rows += [(number(mark.base), mark.instance, name(""), float(mark.position)) for mark in trace.marks]
+            for mark in trace.marks:
+                so_far = np.array([mark.position, mark.log_likelihood])
+                rows.append((number(mark.base), mark.instance, name(""), so_far))
             lengths.append(len(rows) - before)
         bases, instances, names, values = map(list, zip(*rows, strict=True)) if rows else ([], [], [], [])
         return s.Values(lengths, bases, instances, names, *_tensors(values))
