@@ -1,4 +1,4 @@
-"""Posterior: weighted traces in columns, read by name.
+"""Posterior: what was inferred, read by name, summarised, judged and drawn.
 
 Importance samplers fill it with weighted traces, Markov chains with equally weighted states of several chains.
 Draws and tags are read alike; expectations, quantiles and diagnostics respect the weights.
@@ -6,91 +6,34 @@ Draws and tags are read alike; expectations, quantiles and diagnostics respect t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from etalumis.execution import TraceBatch
-from etalumis.inference import diagnostics, weighted
+from etalumis.inference import diagnostics, pareto, weighted
 from etalumis.inference.errors import InferenceError
-from etalumis.inference.values import UNSET, NamedValues
+from etalumis.inference.values import UNSET
+from etalumis.inference.weighted_traces import WeightedTraces
+
+if TYPE_CHECKING:
+    from etalumis.inference.diagnosis import Diagnosis
+    from etalumis.inference.graph import TraceGraph
+    from etalumis.inference.trace_types import TraceType
 
 Array = NDArray[np.float64]
-_INDEXED = re.compile(r"(.+)\[(-?\d+)\]")
 
 
-class Posterior:
+class Posterior(WeightedTraces):
     """S samples, each a row of a batch of traces with a log weight and a chain.
 
-    Args:
-        traces: distinct traces, N of them; a Markov chain that stands still refers to one several times.
-        log_weights: shape (S,); all equal for a Markov chain.
-        rows: the trace of each sample, shape (S,); by default sample i is trace i.
-        chains: the chain of each sample from 0, non-decreasing, shape (S,); by default one chain.
-        markov: the samples are states of Markov chains: correlated, and silent about the evidence.
-        info: how the samples were made (engine, settings, seed, executions, time, …): anything JSON can say.
-        num_dropped: samples of negligible or zero weight that are counted but not held.
+    The arguments are those of :class:`.weighted_traces.WeightedTraces`.
     """
 
-    def __init__(
-        self,
-        traces: TraceBatch,
-        log_weights: ArrayLike,
-        rows: NDArray[np.int64] | None = None,
-        chains: NDArray[np.int64] | None = None,
-        markov: bool = False,
-        info: Mapping[str, Any] | None = None,
-        num_dropped: int = 0,
-    ) -> None:
-        self.traces = traces
-        self.log_weights: Array = np.asarray(log_weights, dtype=np.float64)
-        count = len(self.log_weights)
-        self.rows: NDArray[np.int64] = np.arange(count) if rows is None else rows
-        self.chains: NDArray[np.int64] = np.zeros(count, dtype=np.int64) if chains is None else chains
-        self.markov = markov
-        self.info: dict[str, Any] = dict(info or {})
-        self.num_dropped = num_dropped
-        if len(self.rows) != count or len(self.chains) != count:
-            raise ValueError(f"{count} weights, {len(self.rows)} rows and {len(self.chains)} chains don't fit together")
-        if np.isnan(self.log_weights).any():
-            raise ValueError("a log weight is not a number")
-
-    # --- shape ----------------------------------------------------------------------------------------------------
-
-    def __len__(self) -> int:
-        return len(self.log_weights)
-
-    @property
-    def num_traces(self) -> int:
-        """Samples held, S."""
-        return len(self.log_weights)
-
-    @property
-    def num_chains(self) -> int:
-        return int(self.chains[-1]) + 1 if len(self) else 0
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The names of draws, then of tags, that ``values`` and the statistics read."""
-        batch = self.traces
-        drawn = [batch.names[i] for i in np.unique(batch.name) if batch.names[i]]
-        return tuple(dict.fromkeys([*drawn, *(tag.name for tag in batch.tags if tag.name and len(tag))]))
-
-    # --- weights --------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def weights(self) -> Array:
-        """Weights that sum to 1, shape (S,).
-
-        Raises:
-            InferenceError: every weight is zero.
-        """
-        return weighted.normalised(self.log_weights)
+    # --- how far to trust it --------------------------------------------------------------------------------------
 
     @cached_property
     def ess(self) -> float:
@@ -129,43 +72,42 @@ class Posterior:
             )
         return diagnostics.log_evidence(self.log_weights, len(self) + self.num_dropped)
 
-    # --- values ---------------------------------------------------------------------------------------------------
+    def smoothed(self) -> Posterior:
+        """The same samples with Pareto-smoothed weights: averages that a lucky trace or two can't spoil.
 
-    def values(self, name: str, index: int | None = None, missing: Any = UNSET) -> NDArray[Any]:
-        """The value of a named draw or tag in every sample.
-
-        Args:
-            name: a name of :attr:`names`; ``"x[2]"`` means instance 2 of ``"x"``.
-            index: which instance of a name that traces meet several times, from 0; negative from the last.
-            missing: what to put where a trace has no value; without it that is an error.
-
-        Returns:
-            shape (S, *shape); or (S, K, *shape) where traces meet the name up to K > 1 times and no index is given.
+        The largest weights give way to quantiles of the generalised Pareto distribution fitted to them. That adds
+        a little bias and takes much variance; it does not mend weights whose k̂ is beyond its threshold.
 
         Raises:
-            KeyError: no draw or tag has this name.
-            ValueError: some samples have no value, and ``missing`` does not say what to put.
+            InferenceError: Markov chains have no weights.
         """
-        found, within = self._find(name)
-        try:
-            return found.take(self.rows, within if index is None else index, missing)
-        except ValueError as error:
-            raise ValueError(f"{name!r} {error}") from None
+        if self.markov:
+            raise InferenceError("Markov chains have no importance weights to smooth")
+        smoothed = pareto.smooth(self.log_weights, len(self) + self.num_dropped)
+        info = self.info | {"smoothed": True}
+        return Posterior(self.traces, smoothed, self.rows, self.chains, False, info, self.num_dropped)
 
-    def chain_values(self, name: str, index: int | None = None, missing: Any = UNSET) -> NDArray[Any]:
-        """Values by chain, shape (C, draws, *shape); longer chains lose their last draws."""
-        return self.by_chain(self.values(name, index, missing))
+    def diagnose(self, folder: str | Path | None = None) -> Diagnosis:
+        """Everything that tells whether to trust this posterior: numbers, figures, and what to do about it.
 
-    @property
-    def results(self) -> NDArray[Any] | list[Any]:
-        """What the model returned, one per sample: an array where all are numbers, else a list."""
-        column = self.traces.result
-        if isinstance(column.values, np.ndarray) and len(column) == len(self.traces):
-            return column.values[self.rows]
-        whole: list[Any] = [None] * len(self.traces)
-        for row, value in zip(column.rows.tolist(), column.values, strict=True):
-            whole[row] = value
-        return [whole[row] for row in self.rows.tolist()]
+        Args:
+            folder: write the figures (PNG), the numbers (JSON) and a document with both (Markdown) there.
+
+        Returns:
+            an object with ``ok``, ``problems``, ``notes``, ``table``, ``addresses`` and ``figures``. See
+            :mod:`.diagnosis`.
+
+        Raises:
+            InferenceError: a folder is given, and Matplotlib is not installed.
+        """
+        from etalumis.inference.diagnosis import diagnose
+
+        found = diagnose(self)
+        if folder is not None:
+            found.save(folder)
+        return found
+
+    # --- statistics -----------------------------------------------------------------------------------------------
 
     def expectation(self, function: Callable[[Any], Any], name: str | None = None, missing: Any = UNSET) -> Any:
         """The posterior mean of a function of the model's result, or of a named value.
@@ -179,8 +121,6 @@ class Posterior:
         kept = np.flatnonzero(self.weights)
         outcomes = np.array([function(values[i]) for i in kept.tolist()], dtype=np.float64)
         return weighted.mean(outcomes, self.weights[kept])
-
-    # --- statistics -----------------------------------------------------------------------------------------------
 
     def mean(self, name: str, index: int | None = None, missing: Any = UNSET) -> Any:
         """Posterior mean: a number, or an array for arrays and repeated names."""
@@ -225,6 +165,74 @@ class Posterior:
         if not self.markov:
             raise InferenceError("R̂ compares Markov chains; weighted traces are judged by ess and pareto_k")
         return diagnostics.split_rhat(self.by_chain(self._numbers(name, index, missing)))
+
+    # --- traces and figures ---------------------------------------------------------------------------------------
+
+    def trace_types(self) -> list[TraceType]:
+        """The distinct sequences of controlled addresses with their probabilities, most probable first."""
+        from etalumis.inference.trace_types import trace_types
+
+        return trace_types(self)
+
+    def trace_graph(self, instances: bool = False) -> TraceGraph:
+        """Which address follows which under the posterior, and how often. See :func:`.graph.trace_graph`."""
+        from etalumis.inference.graph import trace_graph
+
+        return trace_graph(self.traces, self.trace_weights, instances)
+
+    def by_address(self, prior: Posterior | None = None, most: int = 200) -> list[dict[str, Any]]:
+        """A row per address, unnamed draws too, those met most often first. See :func:`.by_address.by_address`."""
+        from etalumis.inference.by_address import by_address
+
+        return by_address(self, prior, most)
+
+    def plot(
+        self,
+        names: Sequence[str] | None = None,
+        truth: Mapping[str, float] | None = None,
+        others: Sequence[Posterior] = (),
+        prior: Posterior | None = None,
+        pairs: bool = False,
+        path: str | Path | None = None,
+        labels: Mapping[str, Sequence[str]] | None = None,
+        title: str = "",
+    ) -> Any:
+        """A figure of the marginals; with ``pairs`` of all pairs of variables.
+
+        Args:
+            names: what to show; by default the first twelve (of pairs: six) numbers that all posteriors have.
+            truth: true values by name, drawn as lines.
+            others: further posteriors to draw over this one (by another engine, say), at most four.
+            prior: a posterior without observations (``et.prior``), drawn grey behind.
+            pairs: the joint posterior of every two variables too.
+            path: where to write it; PNG, SVG or PDF by its suffix.
+            labels: for discrete variables, what each value is called.
+            title: a line on top.
+
+        Returns:
+            the Matplotlib figure.
+
+        Raises:
+            InferenceError: Matplotlib is not installed.
+            ValueError: a name is not one number in every sample of every posterior.
+        """
+        from etalumis.inference.figures.plot import plot
+
+        return plot([self, *others], names, truth or {}, prior, pairs, path, labels or {}, title)
+
+    def plot_addresses(
+        self, prior: Posterior | None = None, addresses: Sequence[str] | None = None, path: str | Path | None = None
+    ) -> Any:
+        """A figure of what was inferred at each address, the prior grey behind.
+
+        Args:
+            prior: a posterior without observations, of the same model.
+            addresses: as :meth:`by_address` spells them; by default the twelve met most often.
+            path: where to write it.
+        """
+        from etalumis.inference.figures.plot import plot_addresses
+
+        return plot_addresses(self, prior, addresses, path)
 
     # --- other forms ----------------------------------------------------------------------------------------------
 
@@ -274,59 +282,21 @@ class Posterior:
         entries = self.traces.addresses.entries
         return {str(entries[a]): (proposed, accepted) for a, proposed, accepted in self.info.get("moves", ())}
 
+    @property
+    def reuse(self) -> dict[str, tuple[int, int]]:
+        """Of Markov chains, after burn-in: address to how often single-site moves elsewhere met it, and how often
+        the value that it had was reused; otherwise a fresh one was drawn from the prior."""
+        entries = self.traces.addresses.entries
+        return {str(entries[a]): (met, met - fresh) for a, met, fresh in self.info.get("reuse", ())}
+
     def summary(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """A row per named number: name, mean, std, q05, q95, mcse, ess; for Markov chains ess_tail and rhat too."""
         return [self._row(name) for name in (self.numbers if names is None else names)]
-
-    @cached_property
-    def numbers(self) -> tuple[str, ...]:
-        """The names that stand for exactly one number in every sample."""
-        return tuple(name for name in self.names if self._is_number(name))
 
     def __repr__(self) -> str:
         from etalumis.inference.table import describe
 
         return describe(self)
-
-    # --- inside ---------------------------------------------------------------------------------------------------
-
-    def _find(self, name: str) -> tuple[NamedValues, int | None]:
-        if name in self.names:
-            return self._named(name), None
-        indexed = _INDEXED.fullmatch(name)
-        if indexed and indexed[1] in self.names:
-            return self._named(indexed[1]), int(indexed[2])
-        raise KeyError(f"no draw or tag is named {name!r}; the names are {sorted(self.names)}")
-
-    def _is_number(self, name: str) -> bool:
-        try:
-            return self._named(name).is_number(self.rows)
-        except ValueError:  # draws of different shapes, or a draw and a tag of one name
-            return False
-
-    @cached_property
-    def _known(self) -> dict[str, NamedValues]:
-        return {}
-
-    def _named(self, name: str) -> NamedValues:
-        known = self._known.get(name)
-        if known is None:
-            known = self._known[name] = NamedValues.of(self.traces, name)
-        return known
-
-    def _numbers(self, name: str, index: int | None, missing: Any) -> Array:
-        values = self.values(name, index, missing)
-        if values.dtype.kind not in "biuf":
-            raise TypeError(
-                f"{name!r} holds no numbers but {type(values.flat[0]).__name__} values; see probabilities()"
-            )
-        return values.astype(np.float64)
-
-    def by_chain(self, values: NDArray[Any]) -> NDArray[Any]:
-        """An array with a leading axis of samples, (S, …), by chain: (C, draws, …)."""
-        lengths = np.bincount(self.chains, minlength=self.num_chains)
-        starts = np.cumsum(lengths) - lengths
-        return np.stack([values[start : start + lengths.min()] for start in starts.tolist()])
 
     def _ess_chains(self) -> float:
         columns = [self.values(name).astype(np.float64) for name in self.numbers]
