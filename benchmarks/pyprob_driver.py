@@ -142,6 +142,27 @@ class Jobs:
         traces = self._marsaglia.posterior(num_traces=num_traces, inference_engine=engine)
         return self._answer(num_traces, time.perf_counter() - start, traces)
 
+    def train_marsaglia(self, num_traces: int, lstm_dim: int) -> dict[str, Any]:
+        """An LSTM network for the Marsaglia model, trained little: its speed is what counts."""
+        self._pyprob.seed(1)
+        self._marsaglia.learn_inference_network(
+            num_traces=num_traces,
+            inference_network=self._pyprob.InferenceNetwork.LSTM,
+            observe_embeddings={"obs0": {}, "obs1": {}},
+            lstm_dim=lstm_dim,
+        )
+        return {"addresses": len(self._marsaglia._inference_network._layers_proposal)}
+
+    def inference_compilation(self, num_traces: int) -> dict[str, Any]:
+        """Importance sampling with that network; every trace is kept."""
+        self._pyprob.seed(1)
+        engine = self._pyprob.InferenceEngine.IMPORTANCE_SAMPLING_WITH_INFERENCE_NETWORK
+        start = time.perf_counter()
+        traces = self._marsaglia.posterior(
+            num_traces=num_traces, inference_engine=engine, observe={"obs0": 8.0, "obs1": 9.0}
+        )
+        return self._answer(num_traces, time.perf_counter() - start, traces)
+
     def make_network(self, minibatches: dict[str, list[int]], draws: int, size: int, **sizes: int) -> dict[str, Any]:
         """An LSTM network with layers for named minibatches, each given by the kinds of its traces."""
         from pyprob.nn import Batch, InferenceNetworkLSTM

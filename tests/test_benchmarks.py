@@ -122,6 +122,26 @@ def test_tracing_reports_what_outside_checks_read() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("benchmark", "targets"),
+    [
+        ("metropolis", {"rmh_vs_pyprob": 15.0}),
+        (
+            "ic_inference",
+            {"lockstep64_vs_one": 10.0, "lockstep64_vs_one_end_to_end": None, "lockstep_vs_pyprob": 50.0},
+        ),
+    ],
+)
+def test_engines_report_what_outside_checks_read(benchmark: str, targets: dict[str, float | None]) -> None:
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--json", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
+    results = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert {r["name"]: r["target"] for r in results} == targets
+    assert all(r["ours"] > 0.0 for r in results)
+
+
+@pytest.mark.slow
 def test_conv3d_reports_what_outside_checks_read() -> None:
     pytest.importorskip("torch")
     command = [sys.executable, "-m", "benchmarks.conv3d", "--json", "--quick"]
