@@ -13,6 +13,7 @@ import pytest
 from etalumis.execution import Model, run
 from etalumis.execution.trace import Trace
 from etalumis.simulators import classics
+from etalumis.simulators.conjugate import LinearGaussian, UnknownMixture
 
 
 def prior_traces(function: Callable[[], Any], number: int, seed: int) -> list[Trace]:
@@ -163,3 +164,23 @@ def test_captcha_refuses_unknown_letters() -> None:
         classics.MiniCaptcha(alphabet="XE")
     with pytest.raises(ValueError, match="shape"):
         classics.MiniCaptcha().posterior(np.zeros((5, 3)))
+
+
+def test_one_component_and_a_chain_of_one_are_plain_normal_models() -> None:
+    y = [0.4, -1.0, 2.0]
+    covariance = 4.0 * np.ones((3, 3)) + 0.25 * np.eye(3)
+    exact = -0.5 * (np.array(y) @ np.linalg.solve(covariance, y) + np.linalg.slogdet(2 * math.pi * covariance)[1])
+    single = UnknownMixture(points=3, max_components=1, spread=2.0, noise=0.5)
+    assert single.log_evidence(y) == pytest.approx(exact, rel=1e-12)
+    assert single.mean(y) == pytest.approx(sum(y) / (3 + 0.25 / 4.0), rel=1e-12)
+    chain = LinearGaussian(dimensions=1, noise=2.0)
+    mean, covariance = chain.posterior([3.0])
+    assert (mean[0], covariance[0, 0]) == pytest.approx((3.0 / 5.0, 4.0 / 5.0))
+    assert chain.log_evidence([3.0]) == pytest.approx(-0.5 * (9.0 / 5.0 + math.log(2 * math.pi * 5.0)))
+
+
+def test_conjugate_models_refuse_other_numbers_of_observations() -> None:
+    with pytest.raises(ValueError, match="10 observations"):
+        LinearGaussian().posterior([1.0])
+    with pytest.raises(ValueError, match="4 points"):
+        UnknownMixture().log_evidence([1.0])
