@@ -13,6 +13,7 @@ module etalumis_ppx
     private
 
     public :: distribution, serve, sample, sample_array, observe, tag, flat, ended, fail
+    public :: rejection_pass, rejection_accept
     public :: normal, uniform, categorical, poisson, bernoulli, beta, exponential, gamma_distribution, lognormal
     public :: binomial, weibull, array_of
 
@@ -76,6 +77,14 @@ module etalumis_ppx
             integer(c_int), intent(in) :: shape(*)
             character(kind=c_char), intent(in) :: name(*)
             type(c_ptr), value :: address
+        end subroutine
+        subroutine c_rejection_pass(loop) bind(c, name="etalumis_rejection_pass")
+            import :: c_char
+            character(kind=c_char), intent(in) :: loop(*)
+        end subroutine
+        subroutine c_rejection_accept(loop) bind(c, name="etalumis_rejection_accept")
+            import :: c_char
+            character(kind=c_char), intent(in) :: loop(*)
         end subroutine
         function c_ended() bind(c, name="etalumis_ended") result(answer)
             import :: c_int
@@ -152,6 +161,18 @@ contains
         real(c_double), intent(in) :: tagged(:)
         character(len=*), intent(in) :: name
         call c_tag(tagged, 1_c_int, [int(size(tagged), c_int)], c_text(name), c_null_ptr)
+    end subroutine
+
+    !> Marks that a pass of this rejection loop begins.
+    subroutine rejection_pass(loop)
+        character(len=*), intent(in) :: loop
+        call c_rejection_pass(c_text(loop))
+    end subroutine
+
+    !> Marks that the pass which began last was accepted: the rejection loop is over.
+    subroutine rejection_accept(loop)
+        character(len=*), intent(in) :: loop
+        call c_rejection_accept(c_text(loop))
     end subroutine
 
     !> Whether the current execution is over, so that the model may return what it likes.

@@ -146,6 +146,21 @@ void etalumis_tag(const double* value, int rank, const int* shape, const char* n
     });
 }
 
+void etalumis_rejection_pass(const char* loop) {
+    if (Execution* execution = statement("etalumis_rejection_pass", "@")) {
+        say(*execution, [&] { execution->mark("@pass ", text(loop)); });
+    }
+}
+
+void etalumis_rejection_accept(const char* loop) {
+    if (Execution* execution = statement("etalumis_rejection_accept", "@")) {
+        say(*execution, [&] {
+            execution->mark("@accepted ", text(loop));
+            execution->mark("@pass ", text(loop));
+        });
+    }
+}
+
 double etalumis_flat(void) {
     const double value = flat();
     asm volatile("");  // NOLINT: not a tail call, so that this frame is part of every chain

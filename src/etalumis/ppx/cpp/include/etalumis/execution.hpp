@@ -60,6 +60,12 @@ class Execution {
     void tag(const View& value, const Label& label) {
         if (over_ || !on_tag(value, label)) leave();
     }
+    /// A marker of a rejection loop: a pass begins, or ("@accepted ") the one that began last is accepted.
+    void mark(std::string_view kind, std::string_view loop) {
+        std::string address(kind);
+        address += loop;
+        if (over_ || !on_mark(address)) leave();
+    }
     /// The execution has ended; what the model still does is not part of it.
     bool over() const { return over_; }
     /// The model can't go on, and says why instead of throwing an exception.
@@ -75,6 +81,7 @@ class Execution {
     virtual bool on_sample(const Distribution& distribution, const Label& label, bool control, double* value) = 0;
     virtual bool on_observe(const Distribution& distribution, const Label& label, const View* value) = 0;
     virtual bool on_tag(const View& value, const Label& label) = 0;
+    virtual bool on_mark(std::string_view address) = 0;
 
     std::uint32_t base(const Label& label) { return label.address.empty() ? book_.id(stack) : book_.id(label.address); }
     void start() {
@@ -115,6 +122,10 @@ class Interactive final : public Execution {
     bool on_tag(const View& value, const Label& label) override {
         wire::write_tag(out_, book_[base(label)], label.name, value);
         return ask(Body::tag_result, [](const wire::Table&) {});
+    }
+    bool on_mark(std::string_view address) override {
+        const double nothing = 0.0;  // the engine counts the draws itself
+        return on_tag({&nothing, 1, detail::no_shape}, {{}, address});
     }
     template <class Read>
     bool ask(Body expected, Read&& read) {

@@ -52,6 +52,10 @@ void etalumis_observe(etalumis_distribution distribution, const double* value, c
 /* Records a quantity with the trace: a number where `rank` is 0. */
 void etalumis_tag(const double* value, int rank, const int* shape, const char* name, const char* address);
 
+/* Marks that a pass of this rejection loop begins, and that the one which began last was accepted: the loop is over. */
+void etalumis_rejection_pass(const char* loop);
+void etalumis_rejection_accept(const char* loop);
+
 /* The next uniform number in (0, 1) for a generator that is routed through PPX; works outside of a model, too. */
 double etalumis_flat(void);
 

@@ -157,14 +157,25 @@ class Scripted final : public Execution {
 
     bool on_tag(const View& value, const Label& label) override {
         const std::uint32_t address = base(label);
-        Site& site = sites_.at(address, Site::tag, 0);
+        add_tag(address, sites_.at(address, Site::tag, 0).next_instance(execution_), label.name, value);
+        return true;
+    }
+    /// A marker is kept as a tag: how many draws there were before it, and the log likelihood.
+    bool on_mark(std::string_view address) override {
+        const std::uint32_t id = book_.id(address);
+        const std::uint32_t instance = sites_.at(id, Site::tag, 0).next_instance(execution_);
+        if (id == stop_ && instance == request_.stop_instance) return end(End::stopped);
+        const double before[2] = {static_cast<double>(draws_), log_likelihood_};
+        add_tag(id, instance, {}, {before, 2, pair_});
+        return true;
+    }
+    void add_tag(std::uint32_t address, std::uint32_t instance, std::string_view name, const View& value) {
         ValueColumns& tags = columns_.tags;
         tags.address.push_back(numbering_.number(address));
-        tags.instance.push_back(site.next_instance(execution_));
-        tags.name.push_back(numbering_.name(label.name));
+        tags.instance.push_back(instance);
+        tags.name.push_back(numbering_.name(name));
         tags.add(value);
         ++tags_;
-        return true;
     }
 
     void record(StatementColumns& columns, std::uint32_t address, Site& site, std::uint32_t instance,
@@ -290,6 +301,7 @@ class Scripted final : public Execution {
     std::vector<std::uint32_t> met_;                 // by name: meetings in this execution
     SiteTable script_, control_;
     std::vector<double> drawn_;
+    Shape pair_{2};
 };
 
 }  // namespace etalumis

@@ -117,6 +117,27 @@ template <class Family>
     detail::statement("tag", address).tag({&value, 1, detail::no_shape}, {name, address});
 }
 
+/// Marks that a pass of this rejection loop begins: the draws up to the next marker of the loop are its.
+///
+///     do {
+///         etalumis::rejection_pass("angle");
+///         angle = etalumis::sample(Uniform(-1.0, 1.0));
+///     } while (!accepted(angle));
+///     etalumis::rejection_accept("angle");
+///
+/// What the model does later may depend on the accepted pass only, a pass on nothing of the passes before it, and
+/// nothing may be observed inside. Loops within loops need names of their own, and the inner one ends first.
+[[gnu::noinline]] inline void rejection_pass(std::string_view loop) {
+    detail::running("rejection_pass").mark("@pass ", loop);
+}
+
+/// Marks that the pass which began last was accepted: the rejection loop is over.
+[[gnu::noinline]] inline void rejection_accept(std::string_view loop) {
+    Execution& execution = detail::running("rejection_accept");
+    execution.mark("@accepted ", loop);
+    execution.mark("@pass ", loop);
+}
+
 /// Serves one model to engines. The model is any function of no arguments that returns nothing, a number or a Tensor.
 class Simulator {
   public:
