@@ -43,7 +43,7 @@ class LinearGaussian:
     def posterior(self, observations: Sequence[float]) -> tuple[Array, Array]:
         """Mean (dimensions,) and covariance (dimensions, dimensions) of the normal posterior of all variables."""
         y = self._checked(observations)
-        covariance = np.linalg.inv(self._precision() + np.eye(self.dimensions) / self.noise**2)
+        covariance = np.asarray(np.linalg.inv(self._precision() + np.eye(self.dimensions) / self.noise**2), np.float64)
         return covariance @ y / self.noise**2, covariance
 
     def log_evidence(self, observations: Sequence[float]) -> float:
