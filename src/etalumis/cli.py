@@ -25,7 +25,8 @@ VERBS = {
     "train": "train an inference network on stored traces",
     "event": "make one event with known truth to infer",
     "infer": "infer everything random in a simulator, given an observation",
-    "report": "draw and tabulate the posteriors of one event",
+    "report": "draw, tabulate and diagnose the posteriors of one event",
+    "calibrate": "judge an engine by many events with known truth",
     "serve": "make a Python simulator answer engines that speak PPX",
     "demo": "all of it: simulate, train, infer by several engines, report",
 }
@@ -194,18 +195,11 @@ def event(config: Config) -> None:
 def infer(config: Config) -> None:
     """Infer, print a summary and save the posterior."""
     use_threads(config["threads"])
-    from etalumis.conf.build import build, build_model, close
+    from etalumis.conf.build import build_engine, build_model, close
     from etalumis.conf.events import read_observation
 
     observe = read_observation(config["observe"])
-    settings = config["engine"]
-    network = settings["proposals"]["engine"] if settings.get("proposals") else settings
-    if "checkpoint" in network and network["checkpoint"] is None:
-        raise ValueError(
-            "this engine needs a trained network: give checkpoint=FOLDER/network.pt as etalumis train wrote it, or "
-            "choose another, as engine=rmh"
-        )
-    engine = build(settings)
+    engine = build_engine(config["engine"])
     logging.getLogger("etalumis.inference").setLevel(logging.ERROR)  # the printed posterior says its warnings
     model = build_model(config["simulator"])
     try:
@@ -218,8 +212,17 @@ def infer(config: Config) -> None:
 
 
 def report(config: Config) -> None:
-    """Draw and tabulate posteriors."""
+    """Draw, tabulate and diagnose posteriors."""
     importlib.import_module("etalumis.report").run(config)
+
+
+def calibrate(config: Config) -> None:
+    """Judge an engine."""
+    use_threads(config["threads"])
+    from etalumis.conf.calibration import run
+
+    print(run(config))
+    print(f"saved in {config['output']}")
 
 
 def serve(config: Config) -> None:
@@ -243,7 +246,8 @@ def demo(config: Config) -> None:
 
 
 RUN: dict[str, Callable[[Config], None]] = {
-    verb.__name__: verb for verb in (simulate, sort, inspect, validate, train, event, infer, report, serve, demo)
+    verb.__name__: verb
+    for verb in (simulate, sort, inspect, validate, train, event, infer, report, calibrate, serve, demo)
 }
 
 

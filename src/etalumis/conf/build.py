@@ -42,6 +42,21 @@ def build_model(config: Mapping[str, Any]) -> Simulator:
     return Model(function, name or target.__name__)
 
 
+def build_engine(settings: Mapping[str, Any]) -> Any:
+    """The inference engine that an ``engine`` group describes.
+
+    Raises:
+        ConfigError: it needs a trained network, and none is given.
+    """
+    network = settings["proposals"]["engine"] if settings.get("proposals") else settings
+    if "checkpoint" in network and network["checkpoint"] is None:
+        raise ConfigError(
+            "this engine needs a trained network: give checkpoint=FOLDER/network.pt as etalumis train wrote it, or "
+            "choose another, as engine=rmh"
+        )
+    return build(settings)
+
+
 def close(model: Simulator) -> None:
     """Let go of what a model holds, such as simulator processes."""
     end = getattr(model, "close", None)

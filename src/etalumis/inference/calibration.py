@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,12 @@ class Calibration:
         from etalumis.inference.figures.calibration import calibration_figure
 
         return calibration_figure(self, raw, path)
+
+    def save(self, folder: str | Path, title: str = "Calibration") -> None:
+        """Write figures (PNG), numbers (JSON) and a document with both (Markdown)."""
+        from etalumis.inference.calibration_text import save
+
+        save(self, Path(folder), title)
 
 
 def calibrate(

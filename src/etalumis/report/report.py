@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,20 +79,22 @@ def choose_variables(samples: Sequence[Sample], wanted: Sequence[str] = ()) -> l
     return shared[:_MOST_PANELS]
 
 
-def load_samples(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[Sample]:
+def load_posteriors(folders: Sequence[str | Path], names: Sequence[str] = ()) -> dict[str, Posterior]:
     """Posteriors from their folders, called ``names``, or by their engine where that tells them apart."""
     posteriors = [Posterior.load(folder) for folder in folders]
     if names and len(names) != len(posteriors):
         raise ValueError(f"{len(names)} labels for {len(posteriors)} posteriors: give one each, or none")
     engines = [str(p.info.get("engine", Path(f).name)) for p, f in zip(posteriors, folders, strict=True)]
-    times = Counter(engines)
-    own = [e if times[e] == 1 else Path(f).name for e, f in zip(engines, folders, strict=True)]
-    return [Sample.of(p, label) for p, label in zip(posteriors, names or own, strict=True)]
+    for own in (names, engines, [Path(f).name for f in folders], [str(f) for f in folders]):
+        if own and len(set(own)) == len(own):
+            return dict(zip(own, posteriors, strict=True))
+    raise ValueError(f"a posterior is given twice: {', '.join(map(str, folders))}")
 
 
 def run(config: Mapping[str, Any]) -> Summary:
     """The command ``etalumis report``; its settings are explained in ``conf/report.yaml``."""
-    samples = load_samples(config["posteriors"], config.get("labels") or ())
+    posteriors = load_posteriors(config["posteriors"], config.get("labels") or ())
+    samples = [Sample.of(posterior, label) for label, posterior in posteriors.items()]
     truth, prior = config.get("truth"), config.get("prior")
     summary = write_report(
         samples,
@@ -103,7 +105,20 @@ def run(config: Mapping[str, Any]) -> Summary:
         title=config.get("title") or TITLE,
     )
     show(summary)
+    if config.get("diagnose"):
+        diagnose(posteriors, config["output"])
     return summary
+
+
+def diagnose(posteriors: Mapping[str, Posterior], folder: str | Path) -> None:
+    """Write each posterior's diagnosis to ``diagnose_LABEL``, and print the verdicts."""
+    for label, posterior in posteriors.items():
+        place = Path(folder) / ("diagnose_" + re.sub(r"[^\w.-]+", "_", label))
+        found = posterior.diagnose(place)
+        console = Console()
+        console.print(f"{label}: {'no fault found' if found.ok else 'problems'}, see {place / 'diagnosis.md'}")
+        for problem in found.problems:
+            console.print(f"  problem: {problem}", markup=False)
 
 
 def show(summary: Summary, console: Console | None = None) -> None:
