@@ -6,6 +6,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from etalumis.distributions import BY_CODE, Distribution
 from etalumis.ppx import messages as m
 from etalumis.ppx.errors import ProtocolError
@@ -142,7 +144,10 @@ def _distribution(union: tuple[int, Row] | None) -> Distribution:
     code, parameters = union
     if any(parameter is None for parameter in parameters):
         raise ProtocolError(f"{BY_CODE[code].family} lacks a parameter")
-    return BY_CODE[code].from_parameters(*parameters)
+    family = BY_CODE[code]
+    if family.parameter_axes:  # the weight of a single category was read as a scalar, whose shape is [1], too
+        parameters = tuple(np.atleast_1d(parameter) for parameter in parameters)
+    return family.from_parameters(*parameters)
 
 
 def _build_sample(row: Row) -> m.Sample:
