@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from etalumis.datamodules.deal import Order, Plan, Position
 from etalumis.datamodules.loader import Loader, cores, quick_start
@@ -15,11 +17,13 @@ from etalumis.datamodules.reading import Minibatches, Reader
 from etalumis.datamodules.sampler import RankSampler
 from etalumis.datamodules.sources import Sources
 from etalumis.datamodules.split import Side, Split, limited
-from etalumis.datamodules.tracked import Resumed, TrackedDataModule
+from etalumis.datamodules.tracked import Resumed, Told, TrackedDataModule
 from etalumis.execution import TraceBatch
+from etalumis.networks.layout import Row, row_of
 from etalumis.storage import DatasetError
+from etalumis.storage.sites import Sites, join_observed
 
-Folders = str | Sequence[str]
+Folders = str | Path | Sequence[str | Path]
 
 _SAMPLE = 4096  # traces from which a network takes the constants that standardise observations
 _MIXING = (8, 64)  # chunks whose minibatches are mixed: of random traces, and of one type each
@@ -129,8 +133,7 @@ class TracesDataModule(TrackedDataModule):
         return self.train_data.name
 
     def batches(self) -> Iterator[TraceBatch]:
-        """Every storage chunk of all datasets, for a network to learn its addresses from; before them traces drawn
-        from all over the training data, for its statistics."""
+        """Every storage chunk of all datasets; before them traces drawn from all over the training data."""
         yield self.sample()
         yield from self.train_data.batches()
         if self.valid_data is not self.train_data:
@@ -143,6 +146,38 @@ class TracesDataModule(TrackedDataModule):
         for number, rows in enumerate(self.training_rows):
             if len(rows):
                 yield self.train_data.read(number).select(rows)
+
+    def tell(self, ahead: bool = False) -> Told:
+        """What a network has to know of the data, from what the datasets say of themselves.
+
+        Shapes of observations are those of whole datasets. Rows come in the order of the datasets' dictionaries. Traces
+        are read only for addresses that few of them have, where none of the traces that are named in the dataset's
+        index is trained with.
+        """
+        trained = self.train_data
+        if not ahead:
+            return Told.of(trained.observes, _rows_in(trained, np.flatnonzero(self._trained_sites())))
+        everything = [trained] if self.valid_data is trained else [trained, self.valid_data]
+        rows = [row for sources in everything for row in _rows_in(sources, np.arange(len(sources.sites)))]
+        return Told.of(join_observed(sources.observes for sources in everything), rows)
+
+    def _trained_sites(self) -> NDArray[np.bool_]:
+        """Which sites occur in the traces to train with."""
+        sites = self.train_data.sites
+        trained = np.zeros(len(self.train_data), dtype=np.bool_)
+        starts = np.cumsum([0, *(chunk.traces for chunk in self.train_data.chunks)]).tolist()
+        for start, rows in zip(starts, self.training_rows, strict=False):
+            trained[start + rows] = True
+        met, unknown = sites.within(trained)
+        left = {(int(sites.address[n]), int(sites.parameters[n])): n for n in np.flatnonzero(unknown).tolist()}
+        for batch in self.training_batches() if left else ():
+            found = Sites.of(batch)
+            for pair in zip(found.address.tolist(), found.parameters.tolist(), strict=True):
+                if (site := left.pop(pair, None)) is not None:
+                    met[site] = True
+            if not left:
+                break
+        return met
 
     # --- ranks and position -----------------------------------------------------------------------------------
 
@@ -218,8 +253,15 @@ class TracesDataModule(TrackedDataModule):
         return Loader.of(data, places, self.workers, self._context)
 
 
-def _several(folders: Folders) -> list[str]:
-    return [folders] if isinstance(folders, str) else list(folders)
+def _several(folders: Folders) -> list[str | Path]:
+    return [folders] if isinstance(folders, (str, Path)) else list(folders)
+
+
+def _rows_in(sources: Sources, which: NDArray[np.int64]) -> Iterator[Row]:
+    """The network's rows for some sites."""
+    sites = sources.sites
+    for address, parameters in zip(sites.address[which].tolist(), sites.parameters[which].tolist(), strict=True):
+        yield row_of(sources.addresses[address], parameters)
 
 
 def _rows(sources: Sources, split: Split, side: Side) -> list[Rows]:
