@@ -108,7 +108,9 @@ def test_the_schema_numbers_what_the_protocol_numbers():
     assert list(ids.items())[:5] == [("address", 0), ("name", 1), ("distribution", 3), ("control", 4), ("replace", 5)]
 
 
-@pytest.mark.parametrize("distribution", [*SCALARS, d.Categorical([3.0]), *ARRAYS], ids=lambda x: f"{x.family}{x.shape}")
+@pytest.mark.parametrize(
+    "distribution", [*SCALARS, d.Categorical([3.0]), *ARRAYS], ids=lambda x: f"{x.family}{x.shape}"
+)
 def test_every_family_survives_the_wire(distribution):
     encoder, decoder = Encoder(), Decoder()
     for _ in range(3):  # generic, then by remembered layout on both sides
