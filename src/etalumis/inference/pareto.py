@@ -60,8 +60,9 @@ def fit_tail(log_weights: ArrayLike, num_traces: int | None = None) -> Tail:
     largest = ranked[-1]
     exceedances = np.exp(ranked[first:] - largest) - math.exp(cutoff - largest)
     exceedances = exceedances[exceedances > 0.0]
-    if len(exceedances) < _SHORTEST_TAIL or exceedances[-1] < _ROUNDING:
-        return Tail(-math.inf)  # all but equal: a flat tail
+    # All but equal, to each other or to the cutoff: a flat tail.
+    if len(exceedances) < _SHORTEST_TAIL or exceedances[-1] < _ROUNDING or np.ptp(exceedances) < _ROUNDING:
+        return Tail(-math.inf)
     k, sigma = _fit_pareto(exceedances)
     return Tail(k, sigma, float(cutoff - largest), len(exceedances))
 
@@ -80,7 +81,11 @@ def smooth(log_weights: ArrayLike, num_traces: int | None = None) -> Array:
     levels = (np.arange(tail.size) + 0.5) / tail.size
     spread = -np.log1p(-levels)
     quantiles = tail.sigma * (np.expm1(tail.k * spread) / tail.k if tail.k else spread)
-    array[order] = largest + np.minimum(np.log(quantiles + math.exp(tail.cutoff)), 0.0)
+    smoothed = np.minimum(quantiles + math.exp(tail.cutoff), 1.0)
+    # What was equal (discrete models) stays equal.
+    _, tied = np.unique(array[order], return_inverse=True)
+    smoothed = np.bincount(tied, smoothed) / np.bincount(tied)
+    array[order] = largest + np.log(smoothed[tied])
     return array
 
 
