@@ -253,6 +253,23 @@ def test_a_network(tmp_path: Path) -> None:
     assert et.Posterior.load(tmp_path / "post").log_weights.tolist() == post.log_weights.tolist()
 
 
+@pytest.mark.parametrize("limits", [{"max_instances": 2}, {"max_instances": 1, "max_controlled": 2}])
+def test_every_pass_of_a_networks_proposals_weighed_is_exact(limits: dict[str, int]) -> None:
+    """Whether late passes share a row of the network, or come from the prior."""
+    from etalumis.networks import InferenceNetwork
+
+    model = et.Model(marked)
+    config = {"core": {"kind": "lstm", "hidden": 16}, **limits}
+    network = InferenceNetwork.for_batch(config, et.prior(model, 300, seed=8).traces, simulator="marked")
+    post = et.posterior(model, LOOP, et.IC(network), num_traces=1200, seed=15)
+    assert abs(z_weighted(post, post.values("m"), loop_exact())) < TOLERANCE
+    assert (post.info["draws_beyond"] > 0) == ("max_controlled" in limits)
+    late = et.posterior(model, LOOP, et.IC(network, max_instances=1), num_traces=300, seed=16)
+    passes = np.array([late.traces.addresses[a].instance for a in late.traces.address])
+    assert (late.traces.log_prob[passes > 1] == late.traces.log_q[passes > 1]).all()
+    assert (late.traces.log_prob[passes == 1] != late.traces.log_q[passes == 1]).any()
+
+
 def test_a_trace_whose_extra_executions_are_all_rejected_weighs_nothing() -> None:
     narrow: Proposals = {"x": lambda prior: Uniform(0.0, 1.0)}
     engine = et.IC(ByHand(narrow), rejection="amortised", extra_runs=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -117,7 +118,8 @@ def test_headers_compile_alone_and_need_only_zeromq() -> None:
 def c_interface() -> Path:
     """The C test program with the C++ source of the C interface."""
     compiler = tool("gcc")
-    header = BUILD / "interface.o"
+    digest = hashlib.sha256((HERE / "interface.c").read_bytes() + front_end_digest()).hexdigest()[:16]
+    header = BUILD / f"interface-{digest}.o"  # a program is made anew where its name is new
     BUILD.mkdir(parents=True, exist_ok=True)
     flags = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{FRONT_END / 'include'}"]
     command = [compiler, *flags, "-c", str(HERE / "interface.c"), "-o", str(header)]

@@ -1,4 +1,4 @@
-"""Rejection loops of simulators in other processes: marked in C++ or Python, found by patterns, stopped at their end."""
+"""Rejection loops of simulators in other processes: marked in C++, C or Python, found by patterns, stopped."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from etalumis.execution.trace import ACCEPTED, PASS
 from etalumis.inference import InferenceError
 from inference_checks import LOOP, ByHand, Proposals
 from test_inference_rejection import BETA, low, marked, nested
+from test_ppx_front_ends import c_interface
 
 LOOPS = Path(__file__).parent / "cpp" / "marked_loops.cpp"
 NESTED: Proposals = {"u": low, "v": low}
@@ -75,6 +76,15 @@ def test_extra_executions_end_behind_the_loop(scripted: bool) -> None:
         assert len(whole) > 2000
         assert whole.marks[-2].log_likelihood == 0.0
         assert remote.num_failures == 0
+
+
+def test_a_c_model() -> None:
+    engine = et.IC(ByHand(BETA), rejection="amortised", extra_runs=2)
+    with et.RemoteModel(command=[str(c_interface()), "marked", "{address}"], timeout=20.0) as remote:
+        ours = et.posterior(remote, LOOP, engine, num_traces=40, seed=7)
+        assert remote.num_failures == 0
+    theirs = et.posterior(et.Model(marked), LOOP, engine, num_traces=40, seed=7)
+    np.testing.assert_allclose(ours.log_weights, theirs.log_weights, rtol=1e-12)
 
 
 def test_bulk_runs_leave_markers_out() -> None:

@@ -41,6 +41,19 @@ static double endless(void* data) {
     return 0.0;
 }
 
+/* The loop of marked_loops.cpp. */
+static double marked(void* data) {
+    double m = etalumis_sample(etalumis_uniform(0.0, 1.0), "m", 1, NULL), x;
+    (void)data;
+    do {
+        etalumis_rejection_pass("x");
+        x = etalumis_sample(etalumis_uniform(0.0, 1.0), "x", 1, NULL);
+    } while (x >= 0.2 + 0.8 * m);
+    etalumis_rejection_accept("x");
+    etalumis_observe(etalumis_normal(x, 0.1), NULL, "y", NULL);
+    return x;
+}
+
 int main(int argc, char** argv) {
     double hundred = 100.0;
     etalumis_model model = NULL;
@@ -49,5 +62,6 @@ int main(int argc, char** argv) {
     if (strcmp(argv[1], "impossible") == 0) model = impossible;
     if (strcmp(argv[1], "gives_up") == 0) model = gives_up;
     if (strcmp(argv[1], "endless") == 0) model = endless;
+    if (strcmp(argv[1], "marked") == 0) model = marked;
     return model == NULL ? 2 : etalumis_serve(model, &hundred, argv[1], argv[2]);
 }
