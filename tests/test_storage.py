@@ -162,7 +162,7 @@ def test_dataset_comes_back(tmp_path: Path) -> None:
     assert (manifest.trace_types, manifest.draws) == (len(types), lengths.sum())
     assert (manifest.shortest, manifest.longest) == (lengths.min(), lengths.max())
     assert manifest.controlled == sum(int(b.controlled.sum()) for b in written)
-    assert manifest.observes["image"] == {"family": "Normal", "shape": [4, 5]}
+    assert manifest.observes["image"] == {"family": "Normal", "shapes": [[4, 5]], "most": 1}
 
 
 def test_drawn_values_are_dropped_and_given_ones_kept(directory: Path) -> None:
@@ -302,7 +302,7 @@ def test_foreign_manifests(copy: Path, tmp_path: Path) -> None:
     manifest.write_text('{"dependencies": {}}')
     with pytest.raises(DatasetError, match="not the manifest of an etalumis dataset"):
         Dataset(copy)
-    manifest.write_text(own.replace('"version":2', '"version":99'))
+    manifest.write_text(own.replace('"version":3', '"version":99'))
     with pytest.raises(DatasetError, match="format version 99"):
         Dataset(copy)
     manifest.write_text(own[: len(own) // 2])

@@ -160,7 +160,7 @@ def keep_summary(dataset: Dataset, run: _Run) -> None:
 def summary(dataset: Dataset) -> str:
     """What a dataset holds, in a few lines."""
     m, said = dataset.manifest, facts(dataset)
-    observes = ", ".join(f"{name} {tuple(o['shape']) or ''}".strip() for name, o in m.observes.items()) or "nothing"
+    observes = ", ".join(f"{name} {tuple(o['shapes'][0]) or ''}".strip() for name, o in m.observes.items()) or "nothing"
     lost = said["failed"]
     reasons = [f"{r['count']:,} × {r['message']} (first in trace {r['first']})" for r in m.failures.get("messages", ())]
     return "\n".join(

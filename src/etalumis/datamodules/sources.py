@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from etalumis.execution import AddressBook, TraceBatch
 from etalumis.storage import ChunkEntry, Dataset, DatasetError
+from etalumis.storage.sites import Sites, join_observed
 
 _APART = 1 << 40  # between the trace indices of two datasets: the seed of a trace's noise must be its own
 _SAMPLE = 3  # kind of random numbers
@@ -79,6 +81,19 @@ class Sources:
     def batches(self) -> Iterator[TraceBatch]:
         """All chunks in order."""
         return map(self.read, range(len(self.chunks)))
+
+    @cached_property
+    def sites(self) -> Sites:
+        """The addresses of draws that a network may propose, traces by position in all chunks; nothing is read."""
+        parts = [dataset.sites for dataset in self.datasets]
+        if self._ids:
+            parts = [part.remap(ids) for part, ids in zip(parts, self._ids, strict=True)]
+        return Sites.concatenate(parts, map(len, self.datasets))
+
+    @property
+    def observes(self) -> dict[str, dict[str, Any]]:
+        """What is observed, as in a manifest."""
+        return join_observed(dataset.manifest.observes for dataset in self.datasets)
 
     def lengths(self) -> list[NDArray[np.int64]]:
         """Controlled draws of each trace of each chunk; known without reading them."""

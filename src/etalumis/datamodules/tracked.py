@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pytorch_lightning import LightningDataModule
 
 from etalumis.datamodules.minibatches import ValidationOrder
 from etalumis.execution import TraceBatch
-from etalumis.networks.layout import Layout
+from etalumis.networks.layout import Layout, Row, rows_of
+from etalumis.networks.observed import met_observations
+from etalumis.storage.sites import Seen, join_observed, observed
 
 
 class Resumed(NamedTuple):
@@ -25,6 +27,18 @@ class Resumed(NamedTuple):
     world_size: int = 1
     before: int = 0
     minibatches: int = 0
+
+
+class Told(NamedTuple):
+    """What traces tell a network: shapes of observations by name, and the rows of addresses."""
+
+    observations: dict[str, tuple[int, ...]]
+    rows: list[Row]
+
+    @classmethod
+    def of(cls, seen: Seen, rows: Iterable[Row]) -> Told:
+        """The same of what :func:`etalumis.storage.sites.observed` says of the traces, and rows, some maybe twice."""
+        return cls({name: met.whole for name, met in met_observations(seen).items()}, list(dict.fromkeys(rows)))
 
 
 class TrackedDataModule(LightningDataModule):
@@ -74,6 +88,19 @@ class TrackedDataModule(LightningDataModule):
     def training_batches(self) -> Iterator[TraceBatch]:
         """Those of the traces at hand that are trained with."""
         return self.batches()
+
+    def tell(self, ahead: bool = False) -> Told:
+        """What a network has to know of the data.
+
+        Args:
+            ahead: rows for everything at hand, instead of for the traces to train with only.
+        """
+        seen: Seen = {}
+        rows: list[Row] = []
+        for batch in self.batches() if ahead else self.training_batches():
+            seen = join_observed([seen, observed(batch)])
+            rows += rows_of(batch)
+        return Told.of(seen, rows)
 
     @property
     @abstractmethod

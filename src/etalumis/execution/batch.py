@@ -96,6 +96,11 @@ class TraceBatch:
         """The position of the trace that owns each draw, shape (D,)."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
+    def controlled_scalars(self) -> NDArray[np.int64]:
+        """The draws that a network may propose, in order."""
+        scalar = np.array([shape == () for shape in self.distributions.shapes], dtype=np.bool_)
+        return np.flatnonzero(self.controlled & scalar[self.distribution])
+
     def trace_types(self) -> NDArray[np.uint64]:
         """A 64-bit hash of each trace's sequence of controlled addresses, shape (N,); equal on every machine."""
         draws = np.flatnonzero(self.controlled)

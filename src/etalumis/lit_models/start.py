@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from etalumis.conf.build import ConfigError
-from etalumis.datamodules.tracked import TrackedDataModule
+from etalumis.datamodules.tracked import Told, TrackedDataModule
 from etalumis.lit_models.resume import leaves, read_checkpoint
-from etalumis.networks import InferenceNetwork, NetworkConfigError, Row, checkpoint, rows_of
+from etalumis.networks import InferenceNetwork, NetworkConfigError, Row, checkpoint
 from etalumis.networks.network import merged_config
-from etalumis.networks.observed import Met, met_observations
 
 DICTIONARY = "dictionary"
 _AHEAD = {"seen": False, "all": True}
@@ -24,20 +23,12 @@ class Start(NamedTuple):
     missing: list[Row]
 
 
-class Told(NamedTuple):
-    """What datasets tell a network: shapes of observations by name, and the rows of addresses."""
-
-    observations: dict[str, tuple[int, ...]]
-    rows: list[Row]
-
-
 def start(config: Mapping[str, Any], data: TrackedDataModule, resume: Path | None = None) -> Start:
     """The network that ``init``, ``addresses`` and ``freeze`` ask for.
 
     Args:
         config: settings of the training.
-        data: what it learns from; every storage chunk is read, as the address dictionaries of datasets know neither
-            numbers of categories nor which draws are controlled.
+        data: what it learns from.
         resume: the checkpoint that will be loaded: the network has its rows, in its order.
 
     Raises:
@@ -49,7 +40,7 @@ def start(config: Mapping[str, Any], data: TrackedDataModule, resume: Path | Non
         raise ConfigError(f"addresses={config['addresses']}: it is one of {', '.join(_AHEAD)}")
     if DICTIONARY in frozen and init is None:
         raise ConfigError("freeze=[dictionary] keeps the addresses of a trained network: give init=PATH/network.pt")
-    told = tell(data, _AHEAD[config["addresses"]])
+    told = data.tell(_AHEAD[config["addresses"]])
     if init is None:
         network = _new(config["network"], data, told)
     else:
@@ -71,25 +62,10 @@ def start(config: Mapping[str, Any], data: TrackedDataModule, resume: Path | Non
 
 def make_network(settings: Mapping[str, Any], data: TrackedDataModule) -> InferenceNetwork:
     """A new network with rows for every address of the traces to train with, and room for every observation."""
-    told = tell(data)
+    told = data.tell()
     network = _new(settings, data, told)
     network.grow(told.rows)
     return network
-
-
-def tell(data: TrackedDataModule, ahead: bool = False) -> Told:
-    """What a network has to know of data.
-
-    Args:
-        data: is read once.
-        ahead: whether to make rows for everything in the datasets; otherwise for traces to train with only.
-    """
-    met: dict[str, Met] = {}
-    rows: dict[Row, None] = {}
-    for batch in data.batches() if ahead else data.training_batches():
-        met = met_observations(batch, met)
-        rows |= dict.fromkeys(rows_of(batch))
-    return Told({name: observed.whole for name, observed in met.items()}, list(rows))
 
 
 def _new(settings: Mapping[str, Any], data: TrackedDataModule, told: Told) -> InferenceNetwork:

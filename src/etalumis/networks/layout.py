@@ -181,10 +181,9 @@ class _Translation(NamedTuple):
     known: dict[tuple[int, int], Known]
 
 
-def trainable(batch: TraceBatch) -> NDArray[np.int64]:
-    """The draws that a proposal answers: controlled scalars, in order."""
-    scalar = np.array([shape == () for shape in batch.distributions.shapes], dtype=np.bool_)
-    return np.flatnonzero(batch.controlled & scalar[batch.distribution])
+def row_of(address: Address, parameters: int) -> Row:
+    """The row of an address whose distribution has so many packed parameters."""
+    return Row(address, categories(DISTRIBUTIONS[address.family], *[1.0] * parameters))
 
 
 def category_counts(table: DistributionTable) -> NDArray[np.int64]:
@@ -200,7 +199,7 @@ def category_counts(table: DistributionTable) -> NDArray[np.int64]:
 
 def rows_of(batch: TraceBatch) -> list[Row]:
     """The distinct rows of a batch's draws, in order of first appearance in the address book."""
-    draws = trainable(batch)
+    draws = batch.controlled_scalars()
     categories = category_counts(batch.distributions)[batch.distribution[draws]]
     pairs = np.unique(np.stack([batch.address[draws].astype(np.int64), categories], axis=1), axis=0)
     return [Row(batch.addresses[address], count) for address, count in pairs.tolist()]

@@ -27,9 +27,10 @@ from etalumis.networks.heads import HEADS, Head
 from etalumis.networks.layout import Layout, Row, rows_of
 from etalumis.networks.noise import realised
 from etalumis.networks.observations import ObservationEmbedding
-from etalumis.networks.observed import Met, met_observations, observed_values
+from etalumis.networks.observed import met_observations, observed_values
 from etalumis.networks.packing import DrawGroup, TrainingBatch
 from etalumis.networks.proposals import Proposal, check_proposals, proposal
+from etalumis.storage.sites import Seen, join_observed, observed
 
 if TYPE_CHECKING:
     from etalumis.networks.proposer import NetworkProposer
@@ -108,15 +109,15 @@ class InferenceNetwork(nn.Module):
     ) -> InferenceNetwork:
         """The same for the traces of several batches, the first of which gives the statistics; each is read once."""
         first: TraceBatch | None = None
-        met: dict[str, Met] = {}
+        seen: Seen = {}
         rows: dict[Row, None] = {}
         for batch in batches:
             first = batch if first is None else first
-            met = met_observations(batch, met)
+            seen = join_observed([seen, observed(batch)])
             rows |= dict.fromkeys(rows_of(batch))
         if first is None:
             raise NetworkConfigError("there are no traces to make a network for")
-        network = cls(config, {name: observed.whole for name, observed in met.items()}, simulator)
+        network = cls(config, {name: met.whole for name, met in met_observations(seen).items()}, simulator)
         network.standardise(first)
         network.grow(rows)
         return network

@@ -22,6 +22,7 @@ from torch import Tensor
 from etalumis.distributions import DISTRIBUTIONS, OBSERVE, Normal, Stream
 from etalumis.execution import ObserveColumn, TraceBatch
 from etalumis.networks.noise import Noisy
+from etalumis.storage.sites import Seen
 
 _WORD = (1 << 64) - 1
 _NOISE = 0x6E6F697365  # "noise": what sets these keys apart from any other use of the seed
@@ -210,21 +211,15 @@ class Met(NamedTuple):
         return self.shape if self.most <= 1 else (self.most, *self.shape)
 
 
-def met_observations(batch: TraceBatch, before: Mapping[str, Met] | None = None) -> dict[str, Met]:
-    """The named observations of a batch, together with those of the batches ``before``.
+def met_observations(seen: Seen) -> dict[str, Met]:
+    """The named observations of traces, by what :func:`etalumis.storage.sites.observed` says of them.
 
     Raises:
         ValueError: a name has several shapes.
     """
-    out = dict(before or {})
-    counts: dict[str, NDArray[np.int64]] = {}
-    for column in batch.observes:
-        if column.name:
-            met = out.setdefault(column.name, Met(column.shape, 0))
-            if met.shape != column.shape:
-                raise ValueError(f"observation {column.name!r} has several shapes: {met.shape}, {column.shape}")
-            count = counts.setdefault(column.name, np.zeros(len(batch), dtype=np.int64))
-            count += np.bincount(column.rows, minlength=len(batch))
-    for name, count in counts.items():
-        out[name] = out[name]._replace(most=max(out[name].most, int(count.max(initial=0))))
-    return out
+    for name, entry in seen.items():
+        if len(entry["shapes"]) > 1:
+            raise ValueError(
+                f"observation {name!r} has several shapes: {', '.join(str(tuple(shape)) for shape in entry['shapes'])}"
+            )
+    return {name: Met(tuple(entry["shapes"][0]), entry["most"]) for name, entry in seen.items()}

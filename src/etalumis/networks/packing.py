@@ -23,7 +23,7 @@ from etalumis.execution.ragged import gather
 from etalumis.networks.columns import UnreachableError, category_columns, coordinate_columns
 from etalumis.networks.errors import ProposalError
 from etalumis.networks.grouped import Groups
-from etalumis.networks.layout import CATEGORICAL, UNKNOWN, Known, Layout, category_counts, trainable
+from etalumis.networks.layout import CATEGORICAL, UNKNOWN, Known, Layout, category_counts
 from etalumis.networks.noise import Noisy
 from etalumis.networks.observed import observed_values
 
@@ -174,7 +174,7 @@ def pack(
         ProposalError: naming the address, where a proposal can't represent a value.
         ValueError: where an observation that the network reads is missing or of another shape.
     """
-    draws = trainable(batch)
+    draws = batch.controlled_scalars()
     owner = batch.trace_of_draw[draws]
     lengths = np.bincount(owner, minlength=len(batch))
     place = np.arange(len(draws)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -20,6 +20,7 @@ from etalumis.storage.codec import COMPRESSIONS, LIMIT, Buffer, decode_arrays, e
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.precision import HALVES, narrow
+from etalumis.storage.sites import Sites, observed
 from etalumis.storage.tar import pack_span
 
 _ADDRESSES = "addresses.npy"
@@ -70,13 +71,15 @@ class EncodedChunk:
         span: tar entries of all members but ``addresses.npy``.
         addresses: the chunk's own dictionary.
         index: type, length and number of its traces.
+        sites: of its controlled draws, with ids of ``addresses``.
         memory: bytes of its arrays when decoded.
-        observes: name to family and shape.
+        observes: what :func:`.sites.observed` says of them.
     """
 
     span: bytes
     addresses: AddressBook
     index: TraceIndex
+    sites: Sites
     memory: int
     observes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -86,6 +89,7 @@ class EncodedChunk:
             {
                 "addresses": self.addresses.to_json(),
                 "index": self.index.to_text(),
+                "sites": self.sites.to_text(),
                 "memory": self.memory,
                 "observes": self.observes,
             }
@@ -96,7 +100,8 @@ class EncodedChunk:
         """The inverse of :meth:`header`."""
         plain = json.loads(header)
         addresses = AddressBook.from_json(plain.pop("addresses"))
-        return cls(span=span, addresses=addresses, index=TraceIndex.from_text(plain.pop("index")), **plain)
+        index, sites = TraceIndex.from_text(plain.pop("index")), Sites.from_text(plain.pop("sites"))
+        return cls(span=span, addresses=addresses, index=index, sites=sites, **plain)
 
 
 def chunk_key(number: int) -> str:
@@ -142,8 +147,9 @@ def encode_chunk(number: int, batch: TraceBatch, encoding: Encoding) -> EncodedC
         span=pack_span(chunk_key(number), members),
         addresses=own,
         index=TraceIndex.of(batch),
+        sites=Sites.of(batch),
         memory=sum(array.nbytes for array in arrays.values()),
-        observes={o.name: {"family": o.family, "shape": [int(n) for n in o.shape]} for o in batch.observes if o.name},
+        observes=observed(batch),
     )
 
 

@@ -15,6 +15,7 @@ from etalumis.storage.chunk import chunk_key, decode
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.manifest import ChunkEntry, Manifest, load_addresses, load_index, shard_name
+from etalumis.storage.sites import Sites, join_observed, observed
 from etalumis.storage.tar import END_OF_ARCHIVE, unpack_span
 from etalumis.storage.verify import broken_rules
 
@@ -47,9 +48,18 @@ class Dataset:
         """The model's name."""
         return self.manifest.origin.model
 
-    @cached_property
+    @property
     def index(self) -> TraceIndex:
         """Type, length and index of every trace, in the order of storage; read from disk at first use."""
+        return self._index[0]
+
+    @property
+    def sites(self) -> Sites:
+        """The addresses of draws that a network may propose; read from disk at first use."""
+        return self._index[1]
+
+    @cached_property
+    def _index(self) -> tuple[TraceIndex, Sites]:
         return load_index(self.directory, self.manifest.index_crc32)
 
     @property
@@ -107,6 +117,10 @@ class Dataset:
         batch = self.read(number)
         start = self._starts[number]
         wrong = list(broken_rules(batch, chunk, self.index[start : start + chunk.traces], densities))
+        if not self.sites.holds(Sites.of(batch), start, chunk.traces):
+            wrong.append("its controlled draws are not those of the dataset's index")
+        if join_observed([self.manifest.observes, observed(batch)]) != self.manifest.observes:
+            wrong.append("its observations are not those of the manifest")
         if wrong:
             path = self.directory / shard_name(chunk.shard)
             raise DatasetError(f"{path}, chunk {number}: {'; '.join(wrong)}")
@@ -137,7 +151,7 @@ class Dataset:
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither open files nor the index, which reading does not need.
-        return {key: value for key, value in self.__dict__.items() if key != "index"} | {"_files": {}}
+        return {key: value for key, value in self.__dict__.items() if key != "_index"} | {"_files": {}}
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.directory)!r}, model={self.name!r}, {len(self)} traces, {len(self.chunks)} chunks)"

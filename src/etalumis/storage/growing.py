@@ -13,12 +13,13 @@ import fcntl
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from etalumis.execution import AddressBook
 from etalumis.storage.chunk import EncodedChunk, address_entry
@@ -38,6 +39,7 @@ from etalumis.storage.manifest import (
     shard_name,
     to_bytes,
 )
+from etalumis.storage.sites import Seen, Sites, join_observed
 from etalumis.storage.tar import END_OF_ARCHIVE
 
 
@@ -113,7 +115,8 @@ class GrowingShard:
         self._file.write(entry)
         self._file.flush()
         fresh = [list(address) for address in self._book.entries[known:]]
-        line = Line(placed, ids.tolist(), fresh, chunk.index.to_text(), chunk.observes, list(failures))
+        traces, sites = chunk.index.to_text(), chunk.sites.to_text()
+        line = Line(placed, ids.tolist(), fresh, traces, sites, chunk.observes, list(failures))
         self._journal.write(to_bytes(line.to_json()))
         self._journal.flush()
         self.done += 1
@@ -189,15 +192,16 @@ class GrowingDataset:
 
     def complete(self) -> Manifest:
         """Make a dataset of the shards, all of which are closed."""
-        book, chunks, observes = AddressBook(), list[ChunkEntry](), dict[str, Mapping[str, Any]]()
-        indices, failures = list[TraceIndex](), list[FailedTrace]()
+        book, chunks, observes = AddressBook(), list[ChunkEntry](), list[Seen]()
+        indices, sites, failures = list[TraceIndex](), list[Sites](), list[FailedTrace]()
         for number in range(self.layout.shards):
             lines, _ = read_journal(self._directory, number)
             assert len(lines) == len(self.layout.of_shard(number)), number
-            chunks += self._settle(number, lines, book)
-            for line in lines:
+            for line, (chunk, ids) in zip(lines, self._settle(number, lines, book), strict=True):
+                chunks.append(chunk)
                 indices.append(TraceIndex.from_text(line.traces))
-                observes |= line.observes
+                sites.append(Sites.from_text(line.sites).remap(ids))
+                observes.append(line.observes)
                 failures += line.failures
         manifest = complete(
             self._directory,
@@ -206,7 +210,8 @@ class GrowingDataset:
             self.layout.shards,
             book,
             TraceIndex.concatenate(indices),
-            observes,
+            Sites.concatenate(sites, map(len, indices)),
+            join_observed(observes),
             summarise(failures),
         )
         self.suspend()
@@ -223,8 +228,10 @@ class GrowingDataset:
     def __exit__(self, *_: object) -> None:
         self.suspend()
 
-    def _settle(self, number: int, lines: list[Line], book: AddressBook) -> Iterator[ChunkEntry]:
-        """Put the dataset's address ids into a shard's chunks."""
+    def _settle(
+        self, number: int, lines: list[Line], book: AddressBook
+    ) -> Iterator[tuple[ChunkEntry, NDArray[np.int32]]]:
+        """Put the dataset's address ids into a shard's chunks; yields these, too."""
         mapping: list[int] = []
         with (self._directory / shard_name(number)).open("r+b") as file:
             for position, line in zip(self.layout.of_shard(number), lines, strict=True):
@@ -233,7 +240,7 @@ class GrowingDataset:
                 entry, chunk = address_entry(position, ids), line.chunk
                 file.seek(chunk.offset + chunk.size - len(entry))
                 file.write(entry)
-                yield replace(chunk, crc32=zlib.crc32(entry, chunk.crc32))
+                yield replace(chunk, crc32=zlib.crc32(entry, chunk.crc32)), ids
             file.flush()
             os.fsync(file.fileno())
 

@@ -1,13 +1,13 @@
 """What a dataset knows of each trace without reading it: type, length and index.
 
-Stored beside the shards as ``index.tar``, in the same JSON and .npy members as a chunk: a byte or two per trace.
+Stored beside the shards in ``index.tar``, in the same JSON and .npy members as a chunk: a byte or two per trace.
 """
 
 from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,25 +81,23 @@ class TraceIndex:
             "longest": int(self.length.max()),
         }
 
-    def to_bytes(self) -> bytes:
-        """A tar archive of JSON and .npy members."""
-        arrays: dict[str, NDArray[Any]] = {
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """The columns by name, as they are stored."""
+        return {
             "types": self.types,
             "controlled": self.controlled,
             "type": self.type,
             "uncontrolled": self.length - self.controlled[self.type],  # most models have none: nothing is stored
             "index": self.index,
         }
-        return pack_span(_KEY, encode_arrays(arrays, None)) + END_OF_ARCHIVE
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> TraceIndex:
-        """The inverse of :meth:`to_bytes`.
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> TraceIndex:
+        """The inverse of :meth:`to_arrays`.
 
         Raises:
-            DatasetError: the bytes are something else.
+            DatasetError: columns are missing or don't fit together.
         """
-        arrays, _ = decode_arrays(unpack_span(_KEY, bytearray(content[: -len(END_OF_ARCHIVE)])))
         try:
             types, controlled, of_trace, index = (arrays[key] for key in ("types", "controlled", "type", "index"))
             if of_trace.size and not 0 <= of_trace.min() <= of_trace.max() < len(types):
@@ -109,10 +107,34 @@ class TraceIndex:
             raise DatasetError(f"the index of traces does not add up ({error})") from error
 
     def to_text(self) -> str:
-        """The same in letters, for a line of JSON."""
-        return base64.b64encode(zlib.compress(self.to_bytes(), 1)).decode()
+        """The columns in letters, for a line of JSON."""
+        return to_text(self.to_arrays())
 
     @classmethod
     def from_text(cls, text: str) -> TraceIndex:
         """The inverse of :meth:`to_text`."""
-        return cls.from_bytes(zlib.decompress(base64.b64decode(text)))
+        return cls.from_arrays(from_text(text))
+
+
+def to_bytes(arrays: dict[str, NDArray[Any]]) -> bytes:
+    """Columns as a tar archive of JSON and .npy members."""
+    return pack_span(_KEY, encode_arrays(arrays, None)) + END_OF_ARCHIVE
+
+
+def from_bytes(content: bytes) -> dict[str, NDArray[Any]]:
+    """The inverse of :func:`to_bytes`.
+
+    Raises:
+        DatasetError: the bytes are something else.
+    """
+    return decode_arrays(unpack_span(_KEY, bytearray(content[: -len(END_OF_ARCHIVE)])))[0]
+
+
+def to_text(arrays: dict[str, NDArray[Any]]) -> str:
+    """Columns in letters, for a line of JSON."""
+    return base64.b64encode(zlib.compress(to_bytes(arrays), 1)).decode()
+
+
+def from_text(text: str) -> dict[str, NDArray[Any]]:
+    """The inverse of :func:`to_text`."""
+    return from_bytes(zlib.decompress(base64.b64decode(text)))

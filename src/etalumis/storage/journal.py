@@ -51,7 +51,8 @@ class Line(NamedTuple):
         ids: the shard's id of each of its addresses.
         addresses: those that the shard did not have before.
         traces: the index of its traces, as text.
-        observes: name to family and shape.
+        sites: of its controlled draws, as text, with ids that it counts itself.
+        observes: what :func:`.sites.observed` says of them.
         failures: of the executions that it lacks.
     """
 
@@ -59,6 +60,7 @@ class Line(NamedTuple):
     ids: list[int]
     addresses: list[list[Any]]
     traces: str
+    sites: str
     observes: Mapping[str, Mapping[str, Any]]
     failures: list[FailedTrace]
 

@@ -12,10 +12,12 @@ from typing import Any
 
 from etalumis.execution import AddressBook
 from etalumis.storage.errors import DatasetError
-from etalumis.storage.index import TraceIndex
+from etalumis.storage.index import TraceIndex, from_bytes
+from etalumis.storage.index import to_bytes as pack_arrays
+from etalumis.storage.sites import Sites
 
 FORMAT = "etalumis-traces"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 ADDRESSES = "addresses.json"
 INDEX = "index.tar"
@@ -86,11 +88,12 @@ class Manifest:
         origin: what it was made from.
         traces, draws, controlled, trace_types: counts over all chunks.
         shortest, longest: draws of the shortest and longest trace.
-        observes: name to ``{"family": str, "shape": [int, …]}`` of everything observed.
+        observes: name to what :func:`.sites.observed` says of it.
         shards: bytes of each shard.
         chunks: the storage chunks in order.
         addresses_crc32: checksum of the address dictionary that the chunks' ids refer to.
-        index_crc32: checksum of ``index.tar``, which holds type, length and index of every trace.
+        index_crc32: checksum of ``index.tar``, which holds type, length and index of every trace, and
+            the sites.
         failures: what is said of the executions that failed and were left out, by :class:`.failures.Failures`.
     """
 
@@ -158,11 +161,13 @@ def complete(
     shards: int,
     addresses: AddressBook,
     index: TraceIndex,
+    sites: Sites,
     observes: Mapping[str, Mapping[str, Any]],
     failures: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write what makes closed shards a dataset: the address dictionary, the index, and last the manifest."""
-    dictionary, traces = to_bytes(addresses.to_json()), index.to_bytes()
+    dictionary = to_bytes(addresses.to_json())
+    traces = pack_arrays({**index.to_arrays(), **sites.to_arrays()})
     manifest = Manifest(
         origin=origin,
         traces=sum(chunk.traces for chunk in chunks),
@@ -208,9 +213,10 @@ def load_addresses(directory: Path, crc32: int) -> AddressBook:
     return AddressBook.from_json(json.loads(_companion(directory / ADDRESSES, crc32)))
 
 
-def load_index(directory: Path, crc32: int) -> TraceIndex:
-    """Type, length and index of every trace of a dataset, checked against the manifest's checksum."""
-    return TraceIndex.from_bytes(_companion(directory / INDEX, crc32))
+def load_index(directory: Path, crc32: int) -> tuple[TraceIndex, Sites]:
+    """Type, length and index of every trace of a dataset, and its sites, checked against the manifest's checksum."""
+    arrays = from_bytes(_companion(directory / INDEX, crc32))
+    return TraceIndex.from_arrays(arrays), Sites.from_arrays(arrays)
 
 
 def _companion(path: Path, crc32: int) -> bytes:

@@ -21,6 +21,7 @@ from etalumis.storage.chunk import Encoding
 from etalumis.storage.dataset import Dataset
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.manifest import Origin
+from etalumis.storage.sites import join_observed
 
 
 class Place(NamedTuple):
@@ -73,9 +74,9 @@ class Sources:
         return sum(map(len, self.datasets))
 
     @property
-    def observes(self) -> dict[str, Mapping[str, Any]]:
+    def observes(self) -> dict[str, dict[str, Any]]:
         """What is observed, as in a manifest."""
-        return {name: seen for dataset in self.datasets for name, seen in dataset.manifest.observes.items()}
+        return join_observed(dataset.manifest.observes for dataset in self.datasets)
 
     def index(self) -> NDArray[np.int64]:
         """The index of every trace in the merged dataset."""

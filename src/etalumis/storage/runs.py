@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class Workshop:
             task: the group and the first chunk.
 
         Returns:
-            per chunk: JSON of what its dataset must know of it, and its tar entries.
+            per chunk: JSON of what its dataset must know of it, sites with the dataset's ids, and its tar entries.
         """
         group, first = task
         plan = self.plan
@@ -123,8 +123,9 @@ class Workshop:
         for chunk in range(first, plan.groups[group + 1]):
             rows = order[plan.chunks[chunk] - start : plan.chunks[chunk + 1] - start]
             encoded = encode_chunk(chunk, tidy(whole.select(rows)), self.encoding)
-            known = [self.addresses.find(address) for address in encoded.addresses.entries]
-            out += [encoded.header(), address_entry(chunk, np.array(known, dtype=np.int32)) + encoded.span]
+            ids = np.array([self.addresses.find(address) for address in encoded.addresses.entries], dtype=np.int32)
+            encoded = replace(encoded, sites=encoded.sites.remap(ids))
+            out += [encoded.header(), address_entry(chunk, ids) + encoded.span]
         return out
 
     @cached_property

@@ -37,6 +37,7 @@ from etalumis.storage.merge import Sources
 from etalumis.storage.plan import make_plan
 from etalumis.storage.ranks import Ranks
 from etalumis.storage.runs import Workshop
+from etalumis.storage.sites import Sites
 from etalumis.storage.sorted_shard import SortedShard
 from etalumis.storage.writer import SHARD_BYTES
 
@@ -234,10 +235,12 @@ class _Sort:
         plan = workshop.plan
         entries: list[ChunkEntry] = []
         pieces: list[TraceIndex] = []
+        sites: list[Sites] = []
         for number in range(len(plan.shards) - 1):
             for line in SortedShard(self._output, self._directory, number, plan).lines:
                 entries.append(ChunkEntry(**line["chunk"]))
                 pieces.append(TraceIndex.from_text(line["index"]))
+                sites.append(Sites.from_text(line["sites"]))
         complete(
             self._output,
             origin,
@@ -245,6 +248,7 @@ class _Sort:
             len(plan.shards) - 1,
             workshop.addresses,
             TraceIndex.concatenate(pieces),
+            Sites.concatenate(sites, map(len, pieces)),
             workshop.sources.observes,
         )
         shutil.rmtree(self._directory)

@@ -60,7 +60,7 @@ class SortedShard:
             **chunk.index.counts(),
             memory=chunk.memory,
         )
-        line = {"chunk": asdict(entry), "index": chunk.index.to_text()}
+        line = {"chunk": asdict(entry), "index": chunk.index.to_text(), "sites": chunk.sites.to_text()}
         with self._part.open("r+b" if self._part.exists() else "w+b") as shard:
             shard.truncate(offset)  # what an interruption left behind the last listed chunk
             shard.seek(offset)

@@ -32,6 +32,7 @@ from etalumis.storage.manifest import (
     shard_name,
     to_bytes,
 )
+from etalumis.storage.sites import Sites, join_observed
 from etalumis.storage.tar import END_OF_ARCHIVE
 
 SHARD_BYTES = 256 * 2**20
@@ -58,6 +59,7 @@ class ShardWriter:
         self._encoding = Encoding(**origin.encoding)
         self._shard_bytes = shard_bytes
         self._index: list[TraceIndex] = []
+        self._sites: list[Sites] = []
         self._observes: dict[str, dict[str, Any]] = {}
         self.directory.mkdir(parents=True, exist_ok=True)
         self._refuse_other_data()
@@ -103,15 +105,17 @@ class ShardWriter:
         self._shard.write(entry)
         self._shard.write(chunk.span)
         self._shard.flush()
+        sites = chunk.sites.remap(ids)
         line = {
             "chunk": asdict(placed),
             "index": chunk.index.to_text(),
+            "sites": sites.to_text(),
             "observes": chunk.observes,
             "addresses": self.addresses.entries[known:],
         }
         self._journal.write(to_bytes(line))
         self._journal.flush()
-        self._account(placed, chunk.index, chunk.observes)
+        self._account(placed, chunk.index, sites, chunk.observes)
 
     def close(self) -> Manifest:
         """Finish the dataset: from here on it is complete."""
@@ -126,6 +130,7 @@ class ShardWriter:
             self._shard_number + 1,
             self.addresses,
             TraceIndex.concatenate(self._index),
+            Sites.concatenate(self._sites, map(len, self._index)),
             self._observes,
         )
         (self.directory / JOURNAL).unlink()
@@ -189,12 +194,14 @@ class ShardWriter:
             return
         for address in line["addresses"]:
             self.addresses.intern(*address)
-        self._account(ChunkEntry(**line["chunk"]), TraceIndex.from_text(line["index"]), line["observes"])
+        index, sites = TraceIndex.from_text(line["index"]), Sites.from_text(line["sites"])
+        self._account(ChunkEntry(**line["chunk"]), index, sites, line["observes"])
 
-    def _account(self, chunk: ChunkEntry, index: TraceIndex, observes: Any) -> None:
+    def _account(self, chunk: ChunkEntry, index: TraceIndex, sites: Sites, observes: Any) -> None:
         self.chunks.append(chunk)
         self._index.append(index)
-        self._observes.update(observes)
+        self._sites.append(sites)
+        self._observes = join_observed([self._observes, observes])
 
     def _open_shard(self, number: int, end: int) -> None:
         self._shard_number = number
