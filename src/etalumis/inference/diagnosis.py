@@ -30,6 +30,7 @@ ACCEPTED_LEAST = 0.02  # share of the moves at one address
 _ENOUGH_MOVES = 200  # to judge acceptance by
 DENSITY = "(log density)"
 _MOST_NAMED = 5  # in one sentence
+_JUDGED = 2e7  # values at addresses
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,8 @@ def diagnose(posterior: Posterior) -> Diagnosis:
     if dead:
         advice = diagnostics.weight_advice(posterior.log_weights, len(posterior) + posterior.num_dropped)
         return Diagnosis(posterior, {"samples": len(posterior), "ess": 0.0}, [], [], (str(advice),), ())
-    addresses = by_address(posterior)
+    # Of millions of states fewer addresses: each is judged from all of them.
+    addresses = by_address(posterior, most=int(np.clip(_JUDGED / len(posterior), 20, 200)))
     if posterior.markov:
         table = [_chain_row(posterior, name) for name in posterior.numbers]
         table.append(_density_row(posterior))
