@@ -7,6 +7,7 @@ chains (Student, 15 degrees of freedom), below 2e-4 for Markov chains. Seeds are
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 import etalumis as et
 from etalumis.distributions import Distribution, Normal, Uniform
 from etalumis.execution import Address, AddressBook, Answer, Request
+from etalumis.inference import moves
+from etalumis.inference.acceptance import Move, log_acceptance_ratio
 
 TOLERANCE = 5.0
 OBSERVED = {"obs0": 8.0, "obs1": 9.0}
@@ -58,15 +61,21 @@ def linear() -> None:
     et.observe(Normal(a + b, 1.0), name="y")
 
 
-def linear_exact() -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Means and standard deviations of (a, b), and the log evidence, of :func:`linear` given ``LINEAR``."""
+def linear_exact(conditioned: bool = True) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Means and standard deviations of (a, b), and the log evidence, of :func:`linear` given ``LINEAR``.
+
+    With ``conditioned`` False c is a free draw: only y is given.
+    """
     # Rows: a | 0, b | a, c | b, the factor, y; each a unit-variance residual of A x − d.
     A = np.array([[1.0, 0.0], [-1.0, 1.0], [0.0, -1.0], [1.0, 0.0], [1.0, 1.0]])
     d = np.array([0.0, 0.0, -LINEAR["c"], 0.5, LINEAR["y"]])
+    if not conditioned:
+        A, d = np.delete(A, 2, axis=0), np.delete(d, 2)
     covariance = np.linalg.inv(A.T @ A)
     mean = covariance @ A.T @ d
     residual = A @ mean - d
-    log_evidence = -0.5 * residual @ residual - 1.5 * math.log(2 * math.pi) + 0.5 * math.log(np.linalg.det(covariance))
+    constant = math.log(np.linalg.det(covariance)) - (len(d) - 2) * math.log(2 * math.pi)
+    log_evidence = 0.5 * (constant - residual @ residual)
     return mean, np.sqrt(np.diag(covariance)), float(log_evidence)
 
 
@@ -80,12 +89,24 @@ def loop() -> None:
 
 def loop_exact() -> float:
     """E[m | y] of :func:`loop` given ``LOOP``, by quadrature: 0.4616."""
+    m, density = _loop_density()
+    return float(m @ density / density.sum())
+
+
+def loop_log_evidence() -> float:
+    """log p(y) of the same."""
+    _, density = _loop_density()
+    return math.log(density.mean())
+
+
+def _loop_density() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """p(y | m) on a grid of m."""
     m = (np.arange(4000) + 0.5) / 4000
     accepted = 0.2 + 0.8 * m
     inside = np.array(
         [math.erf((a - 0.3) / 0.1 / math.sqrt(2)) - math.erf(-0.3 / 0.1 / math.sqrt(2)) for a in accepted]
     )
-    return float((m * inside / accepted).sum() / (inside / accepted).sum())
+    return m, 0.5 * inside / accepted
 
 
 Proposals = Mapping[str, Callable[[Distribution], Distribution]]
@@ -120,3 +141,68 @@ class ByHand:
         value = proposal.draw(request.stream) if request.value is None else request.value
         self.proposed += 1
         return value, proposal.log_prob(value)
+
+
+# --- wrong engines, which the checks must catch -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NoSiteChoice(et.LMH):
+    """Forgets that traces of another length choose the site with another probability."""
+
+    def log_acceptance(self, move: Move) -> float:
+        return log_acceptance_ratio(move._replace(log_choice_new=0.0, log_choice_old=0.0))
+
+
+@dataclass(frozen=True)
+class ReversedKernel(et.RMH):
+    """The proposal ratio upside down."""
+
+    def log_acceptance(self, move: Move) -> float:
+        return log_acceptance_ratio(
+            move._replace(log_kernel_back=move.log_kernel_forth, log_kernel_forth=move.log_kernel_back)
+        )
+
+
+@dataclass(frozen=True)
+class NoKernel(et.RMH):
+    """Takes every kernel for a symmetric one."""
+
+    def log_acceptance(self, move: Move) -> float:
+        return log_acceptance_ratio(move._replace(log_kernel_back=0.0, log_kernel_forth=0.0))
+
+
+class Biased:
+    """A kind of move with a term left out of its ratio."""
+
+    def __init__(self, right: moves.Transition, change: Callable[[moves.State, moves.Attempt], float]) -> None:
+        self._right, self._change = right, change
+
+    def attempt(self, host: Any, state: moves.State, first: float, second: float, stream: Any) -> moves.Attempt:
+        attempt = self._right.attempt(host, state, first, second, stream)
+        if attempt.state is None:
+            return attempt
+        return attempt._replace(log_alpha=attempt.log_alpha + self._change(state, attempt))
+
+    def settle(self, attempt: moves.Attempt, accepted: bool, acceptance: float, adapting: bool) -> None:
+        self._right.settle(attempt, accepted, acceptance, adapting)
+
+
+def no_site_choice(state: moves.State, attempt: moves.Attempt) -> float:
+    """Undoes the term of a suffix move's choice of its site."""
+    assert attempt.state is not None
+    return math.log(len(attempt.state.trace) / len(state.trace))
+
+
+def no_discrete_choice(state: moves.State, attempt: moves.Attempt) -> float:
+    """Undoes the term of a dependants move's choice among the discrete sites."""
+    assert attempt.state is not None
+    counts = [len(moves.discrete_sites(trace)) for trace in (attempt.state.trace, state.trace)]
+    return math.log(counts[0] / counts[1])
+
+
+def no_proposal(state: moves.State, attempt: moves.Attempt) -> float:
+    """Takes the network's proposals for the prior."""
+    assert attempt.state is not None
+    new = attempt.state.trace
+    return sum(new.log_proposals) - sum(new.log_priors)

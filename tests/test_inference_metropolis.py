@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,13 @@ from etalumis.distributions import (
     Mixture,
     Normal,
     Poisson,
-    Stream,
     TruncatedNormal,
     Uniform,
     Weibull,
 )
 from etalumis.execution import Replay
 from etalumis.inference import InferenceError
-from etalumis.inference.acceptance import Move, Sites, log_acceptance_ratio
+from etalumis.inference.acceptance import Sites, log_acceptance_ratio
 from etalumis.inference.chain import Chain
 from etalumis.inference.kernels import Mixture as KernelMixture
 from etalumis.inference.kernels import RandomWalk
@@ -46,6 +44,9 @@ from inference_checks import (
     LOOP,
     OBSERVED,
     TOLERANCE,
+    NoKernel,
+    NoSiteChoice,
+    ReversedKernel,
     linear,
     linear_exact,
     loop,
@@ -181,32 +182,6 @@ def test_random_walks_of_every_family(family: str) -> None:
 
 
 # --- the checks above can fail ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class NoSiteChoice(et.LMH):
-    """Forgets that traces of another length choose the site with another probability."""
-
-    def log_acceptance(self, move: Move) -> float:
-        return log_acceptance_ratio(move._replace(log_choice_new=0.0, log_choice_old=0.0))
-
-
-@dataclass(frozen=True)
-class ReversedKernel(et.RMH):
-    """The proposal ratio upside down."""
-
-    def log_acceptance(self, move: Move) -> float:
-        return log_acceptance_ratio(
-            move._replace(log_kernel_back=move.log_kernel_forth, log_kernel_forth=move.log_kernel_back)
-        )
-
-
-@dataclass(frozen=True)
-class NoKernel(et.RMH):
-    """Takes every kernel for a symmetric one."""
-
-    def log_acceptance(self, move: Move) -> float:
-        return log_acceptance_ratio(move._replace(log_kernel_back=0.0, log_kernel_forth=0.0))
 
 
 def test_a_missing_trace_length_term_is_caught() -> None:
@@ -454,56 +429,6 @@ def test_keeping_observes() -> None:
 
 
 # --- long checks --------------------------------------------------------------------------------------------------
-
-
-def two_lengths() -> dict[str, Any]:
-    """A model of changing length, with every kind of site, for Geweke's test."""
-    n = et.sample(Poisson(1.5), name="n")
-    total = et.sample(Normal(0.0, 1.0), name="base", control=False)
-    for _ in range(n):
-        total += et.sample(Exponential(1.0))
-    scale = et.sample(Gamma(3.0, 2.0), name="scale")
-    et.observe(Normal(total, 0.5 + scale), name="y")
-    return {"n": n, "total": total, "scale": scale}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("wrong", [False, True])
-def test_geweke_joint_distribution(engine: Callable[..., et.LMH], wrong: bool) -> None:
-    """Geweke (JASA 2004): alternating y | x and a transition x | y keeps the joint distribution, if it is right."""
-    model = et.Model(two_lengths)
-    settings = engine()
-
-    def ratio(move: Move) -> float:
-        return log_acceptance_ratio(move._replace(log_choice_new=0.0, log_choice_old=0.0) if wrong else move)
-
-    prior = et.prior(model, 20_000, seed=1)
-    exact = {k: np.array([r[k] for r in prior.results]) for k in ("n", "total", "scale")}
-    runs: dict[str, list[float]] = {"n": [], "total": [], "scale": []}
-    for number in range(24):
-        observations = et.execution.Observations({"y": 0.0})
-        chain = Chain(model, observations, [(1.0, SingleSite(settings.kernel(), ratio))], seed=number, number=0)
-        chain.freeze()
-        noise = Stream(1000 + number)
-        chain.start(1)
-        sums = dict.fromkeys(runs, 0.0)
-        for step in range(4000):
-            result = chain.trace.result
-            likelihood = Normal(result["total"], 0.5 + result["scale"])
-            noise.start(step)
-            noise.seek(0)
-            observations.values["y"] = y = likelihood.draw(noise)
-            chain.trace.log_likelihood = likelihood.log_prob(y)
-            chain.step()
-            for key in sums:
-                sums[key] += chain.trace.result[key]
-        for key, total in sums.items():
-            runs[key].append(total / 4000)
-    scores = []
-    for key, means in runs.items():
-        error = math.hypot(np.std(means, ddof=1) / math.sqrt(len(means)), exact[key].std() / math.sqrt(20_000))
-        scores.append(abs(np.mean(means) - exact[key].mean()) / error)
-    assert max(scores) > TOLERANCE if wrong else max(scores) < TOLERANCE
 
 
 @pytest.mark.slow
