@@ -1,6 +1,7 @@
 """Rejection loops: markers, patterns, weights by amortised rejection sampling, and the bias of leaving it out."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,31 @@ def test_patterns_find_loops_that_nobody_marked() -> None:
     assert post.log_weights == pytest.approx(marks.log_weights)  # the same executions, told apart in two ways
 
 
+def ordered() -> None:
+    """A pass draws its first address twice, and accepts by a last draw that no network answers."""
+    m = et.sample(Uniform(0.0, 1.0), name="m", address="mean")
+    while True:
+        a = max(et.sample(Uniform(0.0, 1.0), name="x", address="loop/x") for _ in range(2))
+        if et.sample(Uniform(0.0, 1.0), address="loop/accept", control=False) < 1.0 - a * m:
+            break
+    et.observe(Normal(a, 0.1), name="y")
+
+
+def test_a_pattern_may_say_what_the_last_draw_of_a_pass_is() -> None:
+    m, a = np.meshgrid((np.arange(500) + 0.5) / 500, (np.arange(500) + 0.5) / 500, indexing="ij")
+    density = 2.0 * a * (1.0 - a * m)  # of the larger one and its acceptance
+    likelihood = (density * np.exp(-0.5 * ((a - 0.4) / 0.1) ** 2)).sum(axis=1) / density.sum(axis=1)
+    exact = float((m[:, 0] * likelihood).sum() / likelihood.sum())
+    proposals: Proposals = {"m": flat, "x": lambda prior: Beta(1.5, 3.0)}
+    pattern = "^loop/(x|(?P<last>accept))$"
+    engine = et.IC(ByHand(proposals), rejection="amortised", extra_runs=5, loops={"pair": pattern})
+    post = et.posterior(et.Model(ordered), {"y": 0.4}, engine, num_traces=1000, seed=17)
+    assert abs(z_weighted(post, post.values("m"), exact)) < TOLERANCE
+    wrong = et.IC(ByHand(proposals), rejection="accepted_only_biased", loops={"pair": pattern})
+    post = et.posterior(et.Model(ordered), {"y": 0.4}, wrong, num_traces=3000, seed=17)
+    assert abs(z_weighted(post, post.values("m"), exact)) > TOLERANCE
+
+
 def twice() -> None:
     """Two visits to a loop at the same address, with a draw between them."""
     m = et.sample(Uniform(0.0, 1.0), name="m", address="mean")
@@ -278,6 +304,52 @@ def test_a_trace_whose_extra_executions_are_all_rejected_weighs_nothing() -> Non
     assert none.sum() == post.info["never_accepted"] > 0
     assert "Raise extra_runs" in post.info["warnings"][1]
     assert abs(z_weighted(post, post.values("m"), loop_exact())) < TOLERANCE
+
+
+class ByPlace(ByHand):
+    """Proposes the draws at one base address."""
+
+    def __init__(self, base: str) -> None:
+        super().__init__({})
+        self.base = base
+
+    def proposer(self) -> ByHand:
+        return ByPlace(self.base)
+
+    def answer(self, request: Request, addresses: AddressBook) -> Answer:
+        if addresses[request.address].base != self.base:
+            return super().answer(request, addresses)
+        proposal = Beta(1.0, 1.6)
+        value = proposal.draw(request.stream) if request.value is None else request.value
+        return value, proposal.log_prob(value)
+
+
+@pytest.mark.slow
+def test_the_loop_of_pythia_that_draws_masses() -> None:
+    """Nothing is observed, so weights have the mean 1; of the accepted passes alone they have not."""
+    pytest.importorskip("pythia8mc", reason="Pythia is not installed")
+    from etalumis.simulators.pythia_tau import PythiaTau
+
+    model = et.Model(PythiaTau(control="all"))
+    direct = re.compile(r"mGenerator\([^;]*\)\+0x\w+\]?$")
+    met = dict.fromkeys(
+        base
+        for trace in run(model, indices=range(20), seed=3)
+        for base in (model.addresses[a].base for a in trace.addresses)
+        if direct.search(base)
+    )
+    masses, accept, *_ = met  # drawn in this order
+    loops = {"masses": f"^({re.escape(masses)}|(?P<last>{re.escape(accept)}))$"}
+
+    def weights(rejection: Any, count: int) -> np.ndarray[Any, Any]:
+        engine = et.IC(ByPlace(accept), rejection=rejection, extra_runs=3, loops=loops, batch_size=8)
+        post = et.posterior(model, {}, engine, num_traces=count, seed=18)
+        assert post.info["rejected_passes"] > post.info["loops"] > count // 10
+        return np.exp(post.log_weights)
+
+    right, wrong = weights("amortised", 400), weights("accepted_only_biased", 2000)
+    assert abs(right.mean() - 1.0) < TOLERANCE * right.std() / math.sqrt(len(right))
+    assert abs(wrong.mean() - 1.0) > TOLERANCE * wrong.std() / math.sqrt(len(wrong))
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -369,6 +441,10 @@ def test_what_does_not_fit_together_is_refused() -> None:
         et.IC(ByHand({}), max_instances=0)
     with pytest.raises(ValueError, match="defensive"):
         et.IC(ByHand({}), defensive=0.1, rejection="amortised")
+    with pytest.raises(ValueError, match="loops are for"):
+        et.IC(ByHand({}), loops={"x": "loop"})
+    with pytest.raises(ValueError, match="no regular expression"):
+        ARS(loops={"x": "("})
     with pytest.raises(ValueError, match="chains need exact densities"):
         ARS().as_kernel()
     with pytest.raises(ValueError, match="needs a name"):

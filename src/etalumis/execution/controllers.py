@@ -6,7 +6,7 @@ in their controllers only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -42,23 +42,40 @@ class Stop:
 
     Args:
         place: its base address and instance; simulators that run by themselves are told it.
-        where: or any for which this holds, of those that the engine hears of.
+        where: or before the first draw for which this holds, given the draws before it. Conditioned draws are left out.
 
     Attributes:
         met: where the execution ended.
     """
 
-    __slots__ = ("met", "place", "where")
+    __slots__ = ("_seen", "met", "place", "where")
 
-    def __init__(self, place: tuple[str, int] | None = None, where: Callable[[Address], bool] | None = None) -> None:
+    def __init__(
+        self,
+        place: tuple[str, int] | None = None,
+        where: Callable[[Sequence[Address], Address], bool] | None = None,
+    ) -> None:
         self.place = place
         self.where = where
         self.met: Address | None = None
+        self._seen: list[Address] = []
 
-    def check(self, address: Address) -> None:
-        """Raise :class:`Reject` where the execution has to end."""
-        here = (address.base, address.instance) == self.place
-        if here or (self.where is not None and self.where(address)):
+    def begin(self) -> None:
+        """An execution begins."""
+        self.met = None
+        self._seen = []
+
+    def at_draw(self, address: Address) -> None:
+        """Raise :class:`Reject` where the execution has to end before this draw."""
+        if self.where is not None and self.where(self._seen, address):
+            self.met = address
+            raise Reject
+        self.at_mark(address)
+        self._seen.append(address)
+
+    def at_mark(self, address: Address) -> None:
+        """Raise :class:`Reject` where it has to end at this place."""
+        if (address.base, address.instance) == self.place:
             self.met = address
             raise Reject
 

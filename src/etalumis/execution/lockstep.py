@@ -90,19 +90,25 @@ class Slot(Controller, ABC):
     def choose(self, address: int, name: str, distribution: Distribution, control: bool, stream: Stream) -> Answer:
         job = self.job
         if job.stop is not None:
-            job.stop.check(self._model.addresses[address])
+            job.stop.at_draw(self._model.addresses[address])
         if not control or distribution.shape or not job.asks:
             return job.fixed[address] if address in job.fixed else distribution.draw(stream), None
         value = job.told.get(address)
         return self.wait(Request(self._slot, job.trace_index, address, name, distribution, stream, value))
 
-    def script(self) -> Script:
+    def begin(self, index: int) -> None:
+        if self.job.stop is not None:
+            self.job.stop.begin()
+
+    def script(self) -> Script | None:
         job = self.job
+        if job.asks and job.stop is not None and job.stop.where is not None:
+            return None  # every draw must be seen
         return Script(job.fixed, job.asks, job.stop.place if job.stop is not None else None)
 
     def marked(self, address: int) -> None:
         if self.job.stop is not None:
-            self.job.stop.check(self._model.addresses[address])
+            self.job.stop.at_mark(self._model.addresses[address])
 
     @abstractmethod
     def wait(self, request: Request) -> Answer:

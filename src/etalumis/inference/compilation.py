@@ -21,6 +21,7 @@ from etalumis.inference.capped import Capped
 from etalumis.inference.defensive import Defensive, mixed
 from etalumis.inference.engine import DEFAULT_TRACES, finish
 from etalumis.inference.executions import HELD, in_blocks, join
+from etalumis.inference.loops import Pattern
 from etalumis.inference.moves import Proposed
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
@@ -71,7 +72,9 @@ class IC:
             "accepted_only_biased" leaves the rates out: biased, to be compared with.
         extra_runs: executions for each of the two rates of each loop of each trace.
         loops: name of a loop to a regular expression found in the base addresses of its draws, and in no others, for
-            simulators whose source can't be marked. Draws behind the loop must have other addresses.
+            simulators whose source can't be marked. A pass begins where its first address comes again, or, where the
+            expression has a group ``(?P<last>…)``, behind a draw that matches this group. Between two visits to a loop
+            there must be a draw at another address.
         max_instances: propose only at so many instances of an address, and leave later ones to the prior.
     """
 
@@ -92,6 +95,10 @@ class IC:
             raise ValueError(f"extra_runs must be at least 1; got {self.extra_runs}")
         if self.max_instances is not None and self.max_instances < 1:
             raise ValueError(f"max_instances must be at least 1; got {self.max_instances}")
+        if self.loops and self.rejection == "exact":
+            raise ValueError('loops are for rejection="amortised": "exact" weighs every pass alike')
+        for text in self.loops.values():
+            Pattern(text)
         if self.defensive and self.rejection != "exact":
             raise ValueError(
                 f"a defensive share needs the exact density of a trace, which rejection={self.rejection!r} does not "

@@ -1,7 +1,7 @@
 """The rejection loops of a trace: where their passes begin, and where they end.
 
 A simulator marks its loops (:func:`etalumis.rejection`), or patterns say which addresses belong to a loop: such a
-loop is a run of draws at these addresses, and a pass begins where the first of them comes again.
+loop is a run of draws at these addresses.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Protocol
 
 from etalumis.execution import Address, AddressBook, Mark, Stop, Trace
@@ -91,62 +91,92 @@ class Marked:
         return self.first + len(self.starts)
 
 
+class Pattern:
+    """The addresses of a loop, and where its passes begin.
+
+    Args:
+        text: a regular expression. Where it has a group ``last``, a pass ends with a draw that the group takes part
+            in; otherwise a pass begins where the place of its first draw comes again.
+    """
+
+    def __init__(self, text: str) -> None:
+        try:
+            self._expression = re.compile(text)
+        except re.error as error:
+            raise ValueError(f"loops={{…: {text!r}}} is no regular expression: {error}") from error
+        self._has_last = "last" in self._expression.groupindex
+
+    def holds(self, address: Address) -> bool:
+        """Whether a draw belongs to the loop."""
+        return self._expression.search(address.base) is not None
+
+    def starts(self, run: Sequence[Address]) -> list[int]:
+        """Where passes begin in a run of draws of the loop."""
+        if not self._has_last:
+            first = run[0]
+            return [k for k, a in enumerate(run) if a.base == first.base and a.family == first.family]
+        found = [self._expression.search(address.base) for address in run[:-1]]
+        return [0] + [k + 1 for k, match in enumerate(found) if match is not None and match["last"] is not None]
+
+
 @dataclass(frozen=True)
 class Matched:
     """A visit found by a pattern.
 
     Attributes:
-        pattern: of the base addresses that belong to the loop.
+        pattern: of the loop.
         book: what address ids mean.
-        before: ids of the draws up to the first of the accepted pass, it included.
+        before: how many draws that are not conditioned stand before the loop, and before its accepted pass.
         place: base and instance of the draw behind the loop, where there is one.
     """
 
     loop: str
     starts: tuple[int, ...]
     end: int
-    pattern: re.Pattern[str]
+    pattern: Pattern
     book: AddressBook
-    before: Sequence[int]
+    before: tuple[int, int]
     place: tuple[str, int] | None
 
     def after_pass(self) -> Stop:
-        first = self.book[self.before[-1]]
-        past = {self.book[a] for a in self.before}
-        return Stop(None, lambda a: a not in past and (not self.pattern.search(a.base) or _same_site(a, first)))
+        pattern, told = self.pattern, self.before[1]
+
+        def ends(seen: Sequence[Address], address: Address) -> bool:
+            here = seen[told:]
+            return bool(here) and (not pattern.holds(address) or len(pattern.starts([*here, address])) > 1)
+
+        return Stop(None, ends)
 
     def accepted(self, trace: Trace, stop: Stop) -> bool:
-        following = (self.book[a] for a in trace.addresses[self.starts[-1] + 1 :])
-        end = next((a for a in following if not self.pattern.search(a.base) or _same_site(a, self._first)), stop.met)
-        return end is None or not self.pattern.search(end.base)
+        rest, run = self._run(trace, self.starts[-1])
+        if len(self.pattern.starts(run)) > 1:
+            return False
+        return len(run) < len(rest) or stop.met is None or not self.pattern.holds(stop.met)
 
     def after_loop(self) -> Stop:
-        past = {self.book[a] for a in self.before[: self.starts[0]]}
-        return Stop(self.place, lambda a: a not in past and not self.pattern.search(a.base))
+        pattern, told = self.pattern, self.before[0]
+        return Stop(self.place, lambda seen, address: len(seen) > told and not pattern.holds(address))
 
     def passes(self, trace: Trace, stop: Stop) -> int:
-        count = 0
-        for address in map(self.book.__getitem__, trace.addresses[self.starts[0] :]):
-            if not self.pattern.search(address.base):
-                break
-            count += _same_site(address, self._first)
-        return count
+        run = self._run(trace, self.starts[0])[1]
+        return len(self.pattern.starts(run)) if run else 0
 
-    @property
-    def _first(self) -> Address:
-        return self.book[self.before[-1]]
+    def _run(self, trace: Trace, start: int) -> tuple[list[Address], list[Address]]:
+        """The draws from a position on, and of these the first that belong to the loop."""
+        rest = [self.book[a] for a in trace.addresses[start:]]
+        return rest, list(takewhile(self.pattern.holds, rest))
 
 
 class Finder:
     """Finds the loops of traces.
 
     Args:
-        patterns: name of a loop to a regular expression that its base addresses, and no others, contain.
+        patterns: name of a loop to the text of its :class:`Pattern`.
         book: what the address ids of traces mean.
     """
 
     def __init__(self, patterns: Mapping[str, str], book: AddressBook) -> None:
-        self._patterns = {name: re.compile(pattern) for name, pattern in patterns.items()}
+        self._patterns = {name: Pattern(text) for name, text in patterns.items()}
         self._book = book
         self._loop_of: dict[str, str | None] = {}  # by base address
 
@@ -173,28 +203,24 @@ class Finder:
 
     def _matched(self, trace: Trace) -> Iterator[Matched]:
         addresses = trace.addresses
-        loops = [self._loop(self._book[a].base) for a in addresses]
+        loops = [self._loop(self._book[a]) for a in addresses]
         for loop, group in groupby(range(len(loops)), key=loops.__getitem__):
             if loop is None:
                 continue
             positions = list(group)
-            first = self._book[addresses[positions[0]]]
-            starts = tuple(k for k in positions if _same_site(self._book[addresses[k]], first))
-            end = positions[-1] + 1
+            begin, end = positions[0], positions[-1] + 1
+            pattern = self._patterns[loop]
+            starts = tuple(begin + k for k in pattern.starts([self._book[a] for a in addresses[begin:end]]))
+            before = begin - sum(trace.conditioned[:begin])
             behind = self._book[addresses[end]] if end < len(addresses) else None
-            yield Matched(
-                loop,
-                starts,
-                end,
-                self._patterns[loop],
-                self._book,
-                addresses[: starts[-1] + 1],
-                None if behind is None else (behind.base, behind.instance),
-            )
+            place = None if behind is None else (behind.base, behind.instance)
+            # Nothing is conditioned within a loop: that is refused.
+            yield Matched(loop, starts, end, pattern, self._book, (before, before + starts[-1] - begin), place)
 
-    def _loop(self, base: str) -> str | None:
+    def _loop(self, address: Address) -> str | None:
+        base = address.base
         if base not in self._loop_of:
-            names = [name for name, pattern in self._patterns.items() if pattern.search(base)]
+            names = [name for name, pattern in self._patterns.items() if pattern.holds(address)]
             if len(names) > 1:
                 raise InferenceError(
                     f"the patterns of the rejection loops {' and '.join(map(repr, names))} both find the address "
@@ -264,7 +290,3 @@ def _observed(loop: str) -> InferenceError:
         f"something is observed inside of the rejection loop {loop!r}: what a rejected pass observes can't count. "
         'Observe behind the loop, or use rejection="exact"'
     )
-
-
-def _same_site(one: Address, other: Address) -> bool:
-    return one.base == other.base and one.family == other.family

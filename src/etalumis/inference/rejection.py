@@ -178,8 +178,7 @@ class Corrector:
             return
         rates, visit = extra.rates, extra.rates.visit
         told = visit.starts[-1] if extra.proposed else visit.starts[0]
-        # Where a remote execution was ended at a draw it was asked for, nothing is known of it but where.
-        if (len(made) or extra.stop.met is None) and made.addresses[:told] != rates.trace.addresses[:told]:
+        if made.addresses[:told] != rates.trace.addresses[:told]:
             raise self._irreproducible(visit)
         if extra.proposed:
             rates.tried += 1
