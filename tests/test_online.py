@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 import etalumis as et
-from etalumis.callbacks import Position
+from etalumis.callbacks import Position, Throughput
 from etalumis.conf.build import ConfigError
 from etalumis.conf.compose import compose, plain
 from etalumis.datamodules.online import OnlineDataModule
@@ -157,6 +157,28 @@ def test_the_network_grows_where_new_addresses_appear() -> None:
     assert len(train(data).layout) == 1
     names = {row.address.family for row in network.layout.rows}
     assert names == {"Normal", "Uniform"}
+
+
+def test_a_kept_dictionary_does_not_grow(tmp_path: Path) -> None:
+    words = [
+        "data=online", "simulator=gaussian", "data.workers=0", "logger=none", "trainer.max_epochs=1",
+        "data.epoch_traces=192", "data.batch_size=16", "data.chunk_size=32", "data.valid_traces=32",
+        "data.sample_traces=32", "data.seed=4", "network.core.hidden=8", "network.head.hidden=8",
+        "network.observation_embedding=8",
+    ]  # fmt: skip
+
+    def trained(name: str, *overrides: str) -> LitInferenceNetwork:
+        config = plain(compose("train", [*words, f"output={tmp_path / name}", *overrides]))
+        config["data"]["simulator"] = RARE
+        return fit(config)
+
+    init = f"init={tmp_path / 'first' / 'network.pt'}"
+    assert len(trained("first", "data.grow=false").network.layout) == 1
+    assert len(trained("grown", init).network.layout) == 2
+    module = trained("kept", init, "freeze=[dictionary]")
+    assert len(module.network.layout) == 1
+    (throughput,) = [c for c in module.trainer.callbacks if isinstance(c, Throughput)]  # type: ignore[attr-defined]
+    assert throughput.waited > 0.0, "traces are simulated in this process"
 
 
 def test_ranks_have_traces_of_their_own_in_epochs_of_equal_length() -> None:

@@ -282,6 +282,58 @@ def test_a_damaged_checkpoint_names_what_to_take(data: Path, run: Path, copied: 
         fit(config)
 
 
+@pytest.mark.parametrize("best", [True, False])
+def test_going_on_in_another_folder(
+    data: Path, copied: Path, tmp_path_factory: pytest.TempPathFactory, best: bool
+) -> None:
+    """With no better validation after it, the best network is the one from before; where that is lost, a later one."""
+    output = tmp_path_factory.mktemp("elsewhere")
+    source = copied / "checkpoints" / "last.ckpt"
+    if not best:
+        source.with_name("best.ckpt").unlink()
+    worse = ["optimizer.lr=3.0", "scheduler=constant", "trainer.max_epochs=3"]
+    fit(settings(data / "gaussian", output, f"resume={source}", *worse))
+    (network, extra), (before, kept) = checkpoint.load(output / "network.pt"), checkpoint.load(copied / "network.pt")
+    same = all(torch.equal(p, q) for p, q in zip(network.parameters(), before.parameters(), strict=True))
+    assert same is best
+    assert (extra["loss/valid"] == kept["loss/valid"]) is best
+    assert (output / "checkpoints" / "best.ckpt").is_file()
+    # nothing left to train: exported again
+    (output / "network.pt").unlink()
+    fit(settings(data / "gaussian", output, *worse))
+    assert checkpoint.load(output / "network.pt")[1] == extra
+
+
+def test_one_training_at_a_time(data: Path, tmp_path: Path) -> None:
+    config = settings(data / "gaussian", tmp_path, "trainer.max_epochs=1")
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "lock")], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    try:
+        assert held.stdout is not None
+        assert held.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=rf"another training is at work in {tmp_path}; wait for it"):
+            fit(config)
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+        fit({**config, "trainer": {**config["trainer"], "fast_dev_run": True}})  # writes nothing
+    finally:
+        held.kill()
+        held.communicate()
+    assert (tmp_path / "lock").exists()
+    fit(config)  # what dead processes leave locks nothing
+    assert (tmp_path / "network.pt").exists()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from etalumis.lit_models.lock import locked
+with locked(Path(sys.argv[1]), "taken"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_patience_is_what_is_given(data: Path, tmp_path: Path) -> None:
     """Not what the checkpoint was made with; a training that has ended early stays so."""
     words = ["trainer.max_epochs=30", "optimizer.lr=0.0", "scheduler=constant"]

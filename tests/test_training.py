@@ -332,6 +332,24 @@ def test_validation_loss_is_the_mean_over_traces(data: Path, tmp_path: Path) -> 
     assert math.isclose(mean, logged, rel_tol=1e-5)
 
 
+def test_loss_of_the_exported_network_on_traces_kept_for_it(data: Path, tmp_path: Path) -> None:
+    words = ["data.test_fraction=0.3", "data.valid_fraction=0.2", "trainer.max_epochs=3", "optimizer.lr=0.3"]
+    config = settings(data / "gaussian", tmp_path, *words)
+    module = fit(config)
+    datamodule = build(config["data"])
+    network, _ = checkpoint.load(tmp_path / "network.pt")
+    datamodule.attach(network.layout)
+    with torch.no_grad():
+        losses = [(float(network.loss(batch)[0]), batch.num_traces) for batch in datamodule.test_dataloader()]
+    expected = sum(loss * traces for loss, traces in losses) / sum(traces for _, traces in losses)
+    assert sum(traces for _, traces in losses) == datamodule.test_traces > 0
+    assert module.tested["loss/test"] == module.tested["loss/test_known"] == pytest.approx(expected, rel=1e-6)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["loss/test"] == module.tested["loss/test"]
+    assert result["best loss/valid"] != result["loss/test"]
+    assert f"loss/test      {expected:.4f}" in summary(module)
+
+
 def test_early_stopping_and_the_best_network(data: Path, tmp_path: Path) -> None:
     """With a learning rate that ruins the network, the first epoch's is exported and training ends early."""
     words = ["trainer.max_epochs=30", "callbacks.early_stopping.patience=2", "optimizer.lr=0.0", "scheduler=constant"]

@@ -7,8 +7,6 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from etalumis.datamodules.loader import Loader
-
 
 class Throughput(Callback):
     """Logs ``throughput/traces_per_s`` and ``throughput/wait_share``, the share of time without a minibatch.
@@ -49,8 +47,7 @@ class Throughput(Callback):
         self.traces += batch.num_traces
         self.seconds += now - self._ended
         self._ended = now
-        loader = trainer.train_dataloader
-        self.waited = self._waited_before + (loader.waited if isinstance(loader, Loader) else 0.0)
+        self.waited = self._waited_before + getattr(trainer.train_dataloader, "waited", 0.0)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of its connectors
         if (number + 1) % every == 0:
             traces, seconds, waited = self._since

@@ -89,7 +89,7 @@ class OnlineDataModule(TrackedDataModule):
         self._parts = -(-chunk_size // batch_size)
         self._epoch_chunks = -(-epoch_traces // chunk_size)
         self._sample = TraceBatch.concatenate(list(self._made(range(-(-max(sample_traces, 1) // chunk_size)))))
-        self._grow = grow
+        self.grow = grow
         self._tee = tee
         self._cache_mb = cache_mb
         self._seed = seed
@@ -227,7 +227,7 @@ class OnlineDataModule(TrackedDataModule):
             yield number, self.source.traces(number, chunk)
 
     def _prepare(self, traces: TraceBatch) -> TrainingBatch:
-        if self._grow:
+        if self.grow:
             rows = rows_of(traces)
             if any(self._layout.find(*row).row < 0 for row in rows):
                 assert self.trainer is not None

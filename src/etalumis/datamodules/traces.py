@@ -132,6 +132,10 @@ class TracesDataModule(TrackedDataModule):
     def model(self) -> str:
         return self.train_data.name
 
+    @property
+    def test_traces(self) -> int:
+        return self.test_order.traces
+
     def batches(self) -> Iterator[TraceBatch]:
         """Every storage chunk of all datasets; before them traces drawn from all over the training data."""
         yield self.sample()

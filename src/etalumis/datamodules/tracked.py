@@ -51,9 +51,11 @@ class TrackedDataModule(LightningDataModule):
         rank, world_size: which rank of how many reads.
         resumed: where training was gone on with.
         valid_order: minibatches to validate with.
+        grow: whether the network may gain rows while it is trained.
     """
 
     valid_order: ValidationOrder
+    grow = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,6 +74,11 @@ class TrackedDataModule(LightningDataModule):
     @abstractmethod
     def model(self) -> str:
         """The model's name."""
+
+    @property
+    def test_traces(self) -> int:
+        """How many traces are kept to test with."""
+        return 0
 
     def attach(self, layout: Layout) -> None:
         """Say which network minibatches are packed for; before any loader is made."""

@@ -7,6 +7,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from etalumis.callbacks import Export, Paused, Position, Throughput, is_trial
 from etalumis.conf.build import ConfigError, build
 from etalumis.datamodules.tracked import TrackedDataModule
-from etalumis.lit_models.inference_network import VALID_LOSS, LitInferenceNetwork, MakeOptimizer
+from etalumis.lit_models.inference_network import TEST_LOSS, VALID_LOSS, LitInferenceNetwork, MakeOptimizer
+from etalumis.lit_models.lock import locked
 from etalumis.lit_models.plugins import CheckpointFiles, DoubleMinibatches
 from etalumis.lit_models.resume import check_checkpoint, clear, find_checkpoint
 from etalumis.lit_models.start import start
-from etalumis.networks import ProposalError
+from etalumis.networks import ProposalError, checkpoint
 from etalumis.optim import scaled_lr
 from etalumis.storage.manifest import write_atomically
 
@@ -35,6 +37,7 @@ MEANT = (
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
 )
 
+LOCK = "lock"  # the file by which a training holds its output folder
 _SEEDS = 2**32  # how many NumPy's global generator has
 _DOUBLE = ("64", "64-true")
 _HALF = ("16", "16-mixed", "16-true")  # numbers that need their gradients scaled, which no bank row's would be
@@ -46,13 +49,19 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     Raises:
         DatasetError: a dataset is missing or damaged.
         CheckpointError: the checkpoint to go on from is damaged.
-        ConfigError: settings that don't go together, or an output folder that holds another training.
+        ConfigError: settings that don't go together, or an output folder that holds another training, or in which
+            one is at work.
         ProposalError: the weights have blown up; result.json says so.
         Paused: on SIGTERM, SIGUSR1 or at the time limit; everything is saved.
         KeyboardInterrupt: on Ctrl-C; says how to go on.
     """
-    config = with_minibatch(config)
     output, trial = Path(config["output"]), bool(config["trainer"].get("fast_dev_run"))
+    taken = f"another training is at work in {output}; wait for it, or give another output=..."
+    with nullcontext() if trial else locked(output / LOCK, taken):
+        return _fit(with_minibatch(config), output, trial)
+
+
+def _fit(config: Mapping[str, Any], output: Path, trial: bool) -> LitInferenceNetwork:
     resume = None if trial else find_checkpoint(config["resume"], output)
     module, data = make_module(config, resume)
     trainer = make_trainer(config, data.valid_order.traces > 0)
@@ -79,7 +88,22 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
             if trainer.interrupted:
                 raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
             raise
+        if not trial and data.test_traces:
+            module.tested = _test(trainer, module, data, output)
     return module
+
+
+def _test(trainer: Trainer, module: LitInferenceNetwork, data: TrackedDataModule, output: Path) -> dict[str, float]:
+    """Losses of the network that is left, on traces that were kept for that; result.json has them, too."""
+    path = output / "network.pt"
+    last = LitInferenceNetwork(checkpoint.load(path)[0], module.make_optimizer) if path.exists() else module
+    last.to(dtype=next(module.parameters()).dtype)
+    (losses,) = trainer.test(last, datamodule=data, verbose=False)
+    result = output / "result.json"
+    if trainer.is_global_zero and result.exists():
+        found = json.loads(result.read_text(encoding="utf-8")) | losses
+        write_atomically(result, (json.dumps(found, indent=2) + "\n").encode())
+    return {name: float(loss) for name, loss in losses.items()}
 
 
 def make_module(config: Mapping[str, Any], resume: Path | None = None) -> tuple[LitInferenceNetwork, TrackedDataModule]:
@@ -141,6 +165,8 @@ def summary(module: LitInferenceNetwork) -> str:
         elif isinstance(callback, Throughput):
             waited = callback.waited / callback.seconds if callback.seconds else 0.0
             lines.append(f"  throughput     {callback.rate:,.0f} traces/s, {waited:.1%} of the time waiting for data")
+    if module.tested:
+        lines.append(f"  {TEST_LOSS}      {module.tested[TEST_LOSS]:.4f} of traces kept for it")
     return "\n".join(sorted(lines, key=lambda line: line.startswith(" ")))
 
 

@@ -15,6 +15,8 @@ from etalumis.optim import Accumulation, clip_grad_norm
 TRAIN_LOSS = "loss/train"
 VALID_LOSS = "loss/valid"
 KNOWN_LOSS = "loss/valid_known"
+TEST_LOSS = "loss/test"
+TEST_KNOWN_LOSS = "loss/test_known"
 UNKNOWN_DRAWS = "unknown_draws"
 
 MakeOptimizer = Callable[[InferenceNetwork], Optimizer]
@@ -38,7 +40,11 @@ class LitInferenceNetwork(LightningModule):
 
     Logs ``loss/train`` and the learning rate; in validation ``loss/valid`` (mean over traces, whatever the sizes of
     minibatches), ``loss/valid_known``, the same without draws of addresses that the network has no row for, which the
-    prior proposes, and the number of these, ``unknown_draws``.
+    prior proposes, and the number of these, ``unknown_draws``. A test logs ``loss/test`` and ``loss/test_known``, the
+    same of other traces.
+
+    Attributes:
+        tested: what the test after a training logged; empty without one.
     """
 
     def __init__(
@@ -56,7 +62,8 @@ class LitInferenceNetwork(LightningModule):
         self._weight = 1.0
         self._scale = scale
         self._missing = missing
-        self._make_optimizer = optimizer
+        self.tested: dict[str, float] = {}
+        self.make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._settings = dict(settings or {})
 
@@ -91,8 +98,14 @@ class LitInferenceNetwork(LightningModule):
         self.log(KNOWN_LOSS, loss - info["unknown_loss"], **how)
         self.log(UNKNOWN_DRAWS, info["unknown_draws"], reduce_fx="sum", **how)
 
+    def test_step(self, batch: TrainingBatch, number: int) -> None:
+        loss, info = self.network.loss(batch)
+        how: dict[str, Any] = {"batch_size": batch.num_traces, "on_epoch": True, "sync_dist": True}
+        self.log(TEST_LOSS, loss, **how)
+        self.log(TEST_KNOWN_LOSS, loss - info["unknown_loss"], **how)
+
     def configure_optimizers(self) -> Any:
-        optimizer = self._make_optimizer(self.network)
+        optimizer = self.make_optimizer(self.network)
         if self._scale is not None:
             group = optimizer.param_groups[0]
             group["lr"] = self._scale(group["lr"], self._minibatch)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +18,7 @@ from etalumis.conf.build import ConfigError
 from etalumis.conf.simulation import cores
 from etalumis.conf.sweep import Point, expand, quoted
 from etalumis.lit_models.inference_network import VALID_LOSS
+from etalumis.lit_models.lock import locked
 from etalumis.report.training import draw_search
 from etalumis.storage.manifest import write_atomically
 
@@ -60,7 +58,8 @@ def search(overrides: Sequence[str], config_dir: str | None = None) -> str:
     output = Path(config["output"])
     workers = config["search"]["workers"] or 1
     requests = StopRequests(seconds_of(config["time_limit"]))
-    with _locked(output) as lock:
+    taken = f"another search, or a training that it left, is at work in {output}"
+    with locked(output / "search.lock", taken) as lock:
         for point in points:
             _remember(output, point)
         requests.listen()
@@ -197,21 +196,6 @@ def _row(output: Path, point: Point, why: str | None) -> dict[str, Any]:
     elif why is not None:
         row |= {"state": _FAILED, "why": why}
     return row
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[int]:
-    """Hold the folder for this search; the system lets go of it when the last of its processes has ended."""
-    output.mkdir(parents=True, exist_ok=True)
-    lock = os.open(output / "search.lock", os.O_CREAT | os.O_RDWR)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another search, or a training that it left, is at work in {output}") from None
-        yield lock
-    finally:
-        os.close(lock)
 
 
 def _say(text: str) -> None:

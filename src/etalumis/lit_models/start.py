@@ -45,6 +45,8 @@ def start(config: Mapping[str, Any], data: TrackedDataModule, resume: Path | Non
         network = _new(config["network"], data, told)
     else:
         network = _trained(init, config["network"], data, told)
+    if DICTIONARY in frozen:
+        data.grow = False
     rows = [] if DICTIONARY in frozen else told.rows
     stored = None if resume is None else _stored_rows(resume)
     if stored is None:
