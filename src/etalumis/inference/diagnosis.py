@@ -92,7 +92,7 @@ def diagnose(posterior: Posterior) -> Diagnosis:
         table = [_chain_row(posterior, name) for name in posterior.numbers]
         table.append(_density_row(posterior))
         problems = list(_chain_problems(table, addresses))
-        notes = list(_chain_notes(posterior.num_chains, table, addresses))
+        notes = list(_chain_notes(posterior, table, addresses))
         numbers = _chain_numbers(posterior, table)
     else:
         table = posterior.summary()
@@ -186,8 +186,8 @@ def _chain_problems(table: list[dict[str, Any]], addresses: list[dict[str, Any]]
         )
 
 
-def _chain_notes(chains: int, table: list[dict[str, Any]], addresses: list[dict[str, Any]]) -> Iterator[str]:
-    if chains == 1:
+def _chain_notes(posterior: Posterior, table: list[dict[str, Any]], addresses: list[dict[str, Any]]) -> Iterator[str]:
+    if posterior.num_chains == 1:
         yield "one chain: R̂ compares its halves only, and can't see what it never found; run four or more"
     fair = [row for row in table if RHAT_GOOD < row["rhat"] <= RHAT_BAD]
     if fair:
@@ -198,7 +198,14 @@ def _chain_notes(chains: int, table: list[dict[str, Any]], addresses: list[dict[
             f"bulk ESS below {ESS_GOOD:.0f} or tail ESS below {ESS_BAD:.0f} for {_named(few)}: means are good to "
             "about a tenth of a standard deviation, ends of intervals are worse"
         )
-    still = [row for row in table if row["still_chains"] and row["rhat"] != math.inf and row["name"] != DENSITY]
+    told = " ".join(map(str, posterior.info.get("warnings", ())))
+    still = [
+        row
+        for row in table
+        # A number that is the same everywhere, as a tag may be, is no matter of mixing.
+        if row["still_chains"] and row["rhat"] != math.inf and (row["discrete"] or not math.isnan(row["rhat"]))
+        if row["name"] != DENSITY and repr(row["name"]) not in told
+    ]
     if still:
         where = ", ".join(map(str, still[0]["still_chains"]))
         yield (

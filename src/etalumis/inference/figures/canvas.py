@@ -38,6 +38,7 @@ def finished(figure: Any, path: str | Path | None = None) -> Any:
 
     with rc_context(RC):
         figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # everything has its place: don't find it again for every file
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=150)

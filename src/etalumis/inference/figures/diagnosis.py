@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from etalumis.inference import diagnostics
 from etalumis.inference.figures.canvas import canvas, finished
-from etalumis.inference.figures.style import LOOKS, PRIOR, axis_label
+from etalumis.inference.figures.style import LOOKS, PRIOR, axis_label, wrapped
 from etalumis.inference.figures.weights import weights_figure
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _trace(axes: Any, chains: NDArray[np.float64], label: str, discrete: bool) -
         colour = _COLOURS[number % len(_COLOURS)]
         style = {"marker": ".", "markersize": 1.5, "linestyle": "none"} if discrete else {"linewidth": 0.5}
         axes.plot(places, chain[::step] + shift[number], color=colour, alpha=0.8, **style)
-    axes.set_ylabel(label)
+    axes.set_ylabel(wrapped(label))
 
 
 def _autocorrelation(axes: Any, chains: NDArray[np.float64], label: str, time: float) -> None:

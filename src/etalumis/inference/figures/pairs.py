@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from etalumis.inference.figures.canvas import canvas, finished
 from etalumis.inference.figures.marginals import NO_LABELS, Labels, check_number, legend
 from etalumis.inference.figures.panels import CONTOURED, joint, marginal, most_probable
 from etalumis.inference.figures.samples import Sample
-from etalumis.inference.figures.style import LOOKS, PRIOR, TRUTH, axis_label, category_label
+from etalumis.inference.figures.style import LOOKS, PRIOR, TRUTH, axis_label, category_label, wrapped
 
 _BUBBLE = 420.0  # area of a certain pair of values, square points
 _POINTS = 60.0  # areas of a sample's points together, square points times its effective sample size
+_SMALLEST_POINT, _FAINTEST, _MOST_POINTS = 3.0, 1e-3, 600
 _FEWEST = 10.0  # effective draws that intervals take
-_WIDEST_LABEL = 18  # characters
 _CROSS = {"marker": "+", "markersize": 9, "markeredgewidth": 1.6, "color": TRUTH, "zorder": 5, "clip_on": False}
 
 
@@ -51,8 +50,8 @@ def pairs_figure(
                 panel.alone(place, first)
             else:
                 panel.together(place, first, second)
-            place.set_xlabel(_wrapped(place.get_xlabel()) if row == count - 1 else "")
-            place.set_ylabel(_wrapped(place.get_ylabel()) if row and not column else "")
+            place.set_xlabel(wrapped(place.get_xlabel()) if row == count - 1 else "")
+            place.set_ylabel(wrapped(place.get_ylabel()) if row and not column else "")
     legend(figure, samples, prior is not None, any(name in truth for name in variables), title)
     return finished(figure, path)
 
@@ -113,8 +112,10 @@ class _Pairs:
             ess = min(sample.ess_of(first), sample.ess_of(second))
             if ess < CONTOURED:
                 x, y = sample.values[first], sample.values[second]
-                sizes = _POINTS * sample.weights * np.sqrt(ess)
-                axes.scatter(x, y, s=sizes, color=look.colour, alpha=0.5, linewidths=0.0, zorder=3)
+                seen = np.flatnonzero(sample.weights > _FAINTEST * sample.weights.max())
+                seen = seen[:: -(-len(seen) // _MOST_POINTS)]
+                sizes = np.maximum(_POINTS * sample.weights[seen] * np.sqrt(ess), _SMALLEST_POINT)
+                axes.scatter(x[seen], y[seen], s=sizes, color=look.colour, alpha=0.5, linewidths=0.0, zorder=3)
 
     def _intervals(self, axes: Any, first: str, second: str, upwards: bool) -> None:
         """The continuous variable for each value of the discrete one."""
@@ -172,7 +173,3 @@ class _Pairs:
         else:
             axes.set_yticks(places, texts)
             axes.set_ylim(-0.6, len(values) - 0.4)
-
-
-def _wrapped(label: str) -> str:
-    return "\n".join(textwrap.wrap(label, _WIDEST_LABEL, break_long_words=False))

@@ -7,6 +7,7 @@ also differ in dash and fill, so that a grey print still reads.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,11 @@ def category_label(name: str) -> str:
     """A decay channel's visible products in symbols: "nu_tau pi0 pi0 pi-" becomes "2π⁰ π⁻"."""
     counts = Counter(word for word in name.split() if not word.startswith("nu"))
     return " ".join(f"{count if count > 1 else ''}{_symbol(word)}" for word, count in counts.items()) or name
+
+
+def wrapped(label: str) -> str:
+    """A label in lines of at most 18 characters, for narrow panels."""
+    return "\n".join(textwrap.wrap(label, 18, break_long_words=False))
 
 
 def _symbol(word: str) -> str:
