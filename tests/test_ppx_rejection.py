@@ -15,8 +15,16 @@ from cpp_programs import compiled
 from etalumis.execution import Job, Observations, Stop, run_jobs
 from etalumis.execution.trace import ACCEPTED, PASS
 from etalumis.inference import InferenceError
+from etalumis.ppx import messages as m
+from etalumis.ppx import scripted as s
+from etalumis.ppx.codec import Decoder, Encoder
+from etalumis.ppx.columns import Interpreter
+from etalumis.ppx.conversion import to_trace
+from etalumis.ppx.errors import ProtocolError
+from etalumis.ppx.runner import Runner
+from etalumis.ppx.scripted import Request
 from inference_checks import LOOP, ByHand, Proposals
-from test_inference_rejection import BETA, low, marked, nested
+from test_inference_rejection import BETA, low, marked, nested, ordered
 from test_ppx_front_ends import c_interface
 
 LOOPS = Path(__file__).parent / "cpp" / "marked_loops.cpp"
@@ -87,6 +95,23 @@ def test_a_c_model() -> None:
     np.testing.assert_allclose(ours.log_weights, theirs.log_weights, rtol=1e-12)
 
 
+@pytest.mark.parametrize("position", [-1.0, 4.0, np.nan, np.inf])
+def test_markers_that_make_no_sense_are_protocol_errors(position: float) -> None:
+    columns = Runner(et.Model(marked), lambda *_: 0.0).run(Request(seed=1))
+    assert columns.tags is not None
+    tags = s.Values(*columns.tags)
+
+    def read(values: Any) -> et.Trace:
+        changed = columns._replace(tags=tags._replace(values=values))
+        answer = Decoder().decode(Encoder().encode(m.RunResult(None, changed)))
+        assert isinstance(answer, m.RunResult)
+        return to_trace(Interpreter(et.AddressBook()).read(answer.columns, 0, 1))
+
+    assert [mark.position for mark in read(tags.values).marks] == [1, 2, 3, 3]
+    with pytest.raises(ProtocolError):
+        read(np.array([*tags.values[:2], position, *tags.values[3:]]))
+
+
 def test_bulk_runs_leave_markers_out() -> None:
     with launched("nested") as remote:
         traces = et.prior(remote, num_traces=100, seed=5).traces
@@ -113,21 +138,31 @@ def test_a_pattern_finds_the_loop() -> None:
 @pytest.mark.parametrize("scripted", [True, False])
 def test_a_served_python_model_is_marked_too(scripted: bool, served: Callable[..., et.RemoteModel]) -> None:
     engine = et.IC(ByHand(NESTED), rejection="amortised", extra_runs=2)
-    ours = et.posterior(served(scripted), LOOP, engine, num_traces=15, seed=6)
+    ours = et.posterior(served("nested", scripted), LOOP, engine, num_traces=15, seed=6)
     theirs = et.posterior(et.Model(nested), LOOP, engine, num_traces=15, seed=6)
     np.testing.assert_allclose(ours.log_weights, theirs.log_weights, rtol=1e-12)
+
+
+def test_a_pattern_sees_draws_that_no_network_answers(served: Callable[..., et.RemoteModel]) -> None:
+    """The draw that ends a pass comes from the prior: a simulator that runs by itself would tell of it too late."""
+    pattern = {"pair": "^loop/(x|(?P<last>accept))$"}
+    engine = et.IC(ByHand(BETA), rejection="amortised", extra_runs=2, loops=pattern)
+    ours = et.posterior(served("ordered", True), LOOP, engine, num_traces=15, seed=8)
+    theirs = et.posterior(et.Model(ordered), LOOP, engine, num_traces=15, seed=8)
+    np.testing.assert_allclose(ours.log_weights, theirs.log_weights, rtol=1e-12)
+    assert ours.info["rejected_passes"] == theirs.info["rejected_passes"] > 0
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Callable[..., et.RemoteModel]]:
     models = []
 
-    def launch(scripted: bool) -> et.RemoteModel:
+    def launch(model: str, scripted: bool) -> et.RemoteModel:
         program = tmp_path / "serving.py"
         program.write_text(
             f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-            "import etalumis as et\nfrom test_inference_rejection import nested\n"
-            "et.serve(et.Model(nested), sys.argv[1])\n"
+            f"import etalumis as et\nfrom test_inference_rejection import {model} as model\n"
+            "et.serve(et.Model(model), sys.argv[1])\n"
         )
         models.append(et.RemoteModel(command=[sys.executable, str(program), "{address}"], scripted=scripted))
         return models[-1]
