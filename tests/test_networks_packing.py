@@ -3,6 +3,7 @@
 import math
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from etalumis.datamodules.reading import Parcel
 from etalumis.distributions import Normal, Poisson, Stream, Uniform
 from etalumis.execution import AddressBook, TraceBatch, run
 from etalumis.networks import InferenceNetwork, TrainingBatch, pack
-from etalumis.networks.layout import UNKNOWN
+from etalumis.networks.layout import UNKNOWN, Layout
 from etalumis.networks.noise import Noisy, philox, realised, standard_normals
+from etalumis.storage import Dataset, Origin, ShardWriter, simulate, sort
 from network_models import SMALL, every_family, small, traces
 
 
@@ -303,6 +305,47 @@ def test_stored_values_are_taken_where_asked_or_where_they_were_given() -> None:
     assert not np.allclose(drawn.observations["image"].numpy(), stored.values[drawn.order])
     given = replace(data, observes=tuple(replace(o, observed=True) for o in data.observes))
     assert np.allclose(pack(given, layout).observations["image"].numpy(), stored.values[kept.order])
+
+
+def test_instances_fill_their_slots_whatever_the_order_of_columns(tmp_path: Path) -> None:
+    """Written unsorted and sorted, and as inference meets them: the k-th value of a name is the k-th observed."""
+
+    def later_first() -> et.Model:
+        def model() -> None:
+            count = 1 + int(4 * et.sample(Uniform(0.0, 1.0), name="x"))
+            for k in range(count):
+                et.observe(Normal(float(k), 1e-6), name="hit")
+
+        return et.Model(model, name="hits")
+
+    simulate(later_first, tmp_path / "plain", 60, model="hits", workers=0, chunk_size=60)
+    batch = Dataset(tmp_path / "plain").read(0)
+    # Ids come in order of first use, and sorting orders columns by them: here the last instances first.
+    backwards = replace(batch, observes=batch.observes[::-1])
+    with ShardWriter(tmp_path / "backwards", Origin("hits", num_traces=60, chunk_size=60)) as writer:
+        writer.write(backwards)
+    sort(tmp_path / "backwards", tmp_path / "sorted", workers=0)
+    for data in (batch, backwards, *Dataset(tmp_path / "sorted").batches()):
+        (hits,) = pack(data, Layout({"hit": (4,)})).observations.values()
+        there = ~hits.isnan()
+        assert there.sum() > 60
+        slots = torch.arange(4.0).expand(len(hits), 4)
+        torch.testing.assert_close(hits[there], slots[there], rtol=0.0, atol=1e-4)
+        assert (there.long().diff(dim=1) <= 0).all(), "filled from the first slot on"
+
+
+def test_statements_that_share_a_name_in_one_trace_have_no_order() -> None:
+    def both(where: float) -> None:
+        mu = et.sample(Normal(0.0, 1.0), name="mu")
+        if mu < where:
+            et.observe(Normal(mu, 1.0), name="hit")
+        if mu > -where:
+            et.observe(Normal(mu, 1.0), name="hit")
+
+    with pytest.raises(ValueError, match="different statements of one execution share the name 'hit'"):
+        pack(traces(lambda: both(1.0), 40), Layout({"hit": (2,)}))
+    (hits,) = pack(traces(lambda: both(0.0), 40), Layout({"hit": ()})).observations.values()
+    assert not hits.isnan().any(), "one or the other in each trace"
 
 
 def test_repeated_and_missing_observations() -> None:

@@ -8,6 +8,7 @@ from etalumis.execution.distribution_table import DistributionTable
 from etalumis.execution.errors import DensityError, ModelError, ObservationError, Reject
 from etalumis.execution.lockstep import Job, Proposer, Request, run_jobs, run_lockstep
 from etalumis.execution.loop import factor, observe, sample, tag
+from etalumis.execution.meetings import meetings
 from etalumis.execution.model import Batched, Model, Simulator, run
 from etalumis.execution.observations import Observations
 from etalumis.execution.rejection import rejection
@@ -47,6 +48,7 @@ __all__ = [
     "Trace",
     "TraceBatch",
     "factor",
+    "meetings",
     "observe",
     "rejection",
     "run",

@@ -6,13 +6,12 @@ observation under each trace is one vectorised formula. Chunks are read one at a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from etalumis.execution import DensityError, ObservationError, Observations, ObserveColumn, TraceBatch
+from etalumis.execution import DensityError, ObservationError, Observations, ObserveColumn, TraceBatch, meetings
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.workers import Report
@@ -94,37 +93,17 @@ def log_likelihood(batch: TraceBatch, observations: Observations) -> Array:
                 f"{name!r} names a draw of the stored traces: they can't be conditioned on its value any more. Run the "
                 "simulator (ImportanceSampling without dataset), or make it an observe in the model"
             )
-        for column, places in _meetings(batch, name):
+        for column, places in meetings(batch, name):
+            if column.observed:
+                raise ObservationError(
+                    f"the simulator supplied the value of observe {name!r} itself and the stored likelihoods include "
+                    "it; leave it out, or run the simulator with override=True"
+                )
             for place in np.unique(places).tolist():
                 value = observations.value(name, place, column.shape)
                 met = places == place
                 total[column.rows[met]] += _score(batch, column, value)[met]
     return total
-
-
-def _meetings(batch: TraceBatch, name: str) -> Iterator[tuple[ObserveColumn, NDArray[np.int64]]]:
-    """Each column of a name, with the count (from 0) of the name's earlier meetings in each of its traces."""
-    met = np.zeros(len(batch), dtype=np.int64)
-    statement = np.full(len(batch), -1)
-    sites: dict[tuple[str, str], int] = {}
-    columns = [column for column in batch.observes if column.name == name]
-    for column in sorted(columns, key=lambda c: batch.addresses[c.address].instance):
-        address = batch.addresses[column.address]
-        if column.observed:
-            raise ObservationError(
-                f"the simulator supplied the value of observe {name!r} itself and the stored likelihoods include it; "
-                "leave it out, or run the simulator with override=True"
-            )
-        site = sites.setdefault((address.base, address.family), len(sites))
-        before = statement[column.rows]
-        if ((before >= 0) & (before != site)).any():
-            raise ObservationError(
-                f"different statements of one execution share the name {name!r}, and stored traces don't tell their "
-                "order; give them distinct names in the model, or run the simulator"
-            )
-        yield column, met[column.rows]
-        statement[column.rows] = site
-        met[column.rows] += 1
 
 
 def _score(batch: TraceBatch, column: ObserveColumn, value: object) -> Array:

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from etalumis.distributions import DISTRIBUTIONS, OBSERVE, Normal, Stream
-from etalumis.execution import ObserveColumn, TraceBatch
+from etalumis.execution import ObserveColumn, TraceBatch, meetings
 from etalumis.networks.noise import Noisy
 from etalumis.storage.sites import Seen
 
 _WORD = (1 << 64) - 1
+_Meeting = tuple[ObserveColumn, NDArray[np.int64]]  # a column, and how often each of its traces met the name before
 _NOISE = 0x6E6F697365  # "noise": what sets these keys apart from any other use of the seed
 
 
@@ -44,7 +45,7 @@ def observed_values(
 
     Raises:
         ValueError: where none of the names occurs though others do, or one occurs more often than the shape allows,
-            with another shape, or as NaN.
+            with another shape, as NaN, or in different statements of one trace.
     """
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
@@ -54,15 +55,15 @@ def observed_values(
         raise ValueError(f"no trace observes {wanted}, which the network reads; the traces observe {there}")
     out: dict[str, Tensor | Noisy] = {}
     for number, (name, shape) in enumerate(shapes.items()):
-        columns = [c for c in batch.observes if c.name == name]
+        met = list(meetings(batch, name))
         key = (seed, epoch, number)
         target = _Target(name, tuple(shape), len(batch), rank)
-        if on_device and columns and all(_is_normal_noise(c, fresh_noise) for c in columns):
-            out[name] = _left_to_draw(columns, target, batch.index[order], key)
+        target.check(met)
+        if on_device and met and all(_is_normal_noise(c, fresh_noise) for c, _ in met):
+            out[name] = _left_to_draw(met, target, batch.index[order], key)
             continue
         values = target.empty()
-        for column in columns:
-            meeting = target.meetings(column)
+        for column, meeting in met:
             target.put(values, column, meeting, _values(column, batch.index[column.rows], meeting, key, fresh_noise))
         out[name] = torch.from_numpy(values)
     return out
@@ -73,29 +74,28 @@ class _Target:
 
     def __init__(self, name: str, shape: tuple[int, ...], traces: int, rank: NDArray[np.int64]) -> None:
         self.name, self.shape, self.traces, self.rank = name, shape, traces, rank
-        self._met = np.zeros(traces, dtype=np.int64)
 
     def empty(self) -> NDArray[np.float32]:
         """An array of missing values."""
         return np.full((self.traces, *self.shape), np.nan, dtype=np.float32)
 
-    def meetings(self, column: ObserveColumn) -> NDArray[np.int64]:
-        """How often each trace of a column met the name before; to be asked once, column by column.
+    def check(self, met: Sequence[_Meeting]) -> None:
+        """See that columns fit.
 
         Raises:
             ValueError: as :func:`observed_values`.
         """
-        if column.shape not in (self.shape, self.shape[1:]):
-            raise ValueError(
-                f"observation {self.name!r} has shape {column.shape}; the network was built for {self.shape}"
-            )
-        meeting = self._met[column.rows]
-        self._met[column.rows] += 1
-        most = self.shape[0] if column.shape != self.shape else 1
-        if meeting.max(initial=0) >= most:
-            often = "once" if most == 1 else f"{most} times"
-            raise ValueError(f"a trace observes {self.name!r} more than {often}: build the network from more traces")
-        return meeting
+        for column, meeting in met:
+            if column.shape not in (self.shape, self.shape[1:]):
+                raise ValueError(
+                    f"observation {self.name!r} has shape {column.shape}; the network was built for {self.shape}"
+                )
+            most = self.shape[0] if column.shape != self.shape else 1
+            if meeting.max(initial=0) >= most:
+                often = "once" if most == 1 else f"{most} times"
+                raise ValueError(
+                    f"a trace observes {self.name!r} more than {often}: build the network from more traces"
+                )
 
     def put(
         self, array: NDArray[np.float32], column: ObserveColumn, meeting: NDArray[np.int64], values: NDArray[Any]
@@ -118,15 +118,14 @@ def _is_normal_noise(column: ObserveColumn, fresh_noise: bool) -> bool:
 
 
 def _left_to_draw(
-    columns: Sequence[ObserveColumn], target: _Target, traces: NDArray[np.int64], key: tuple[int, int, int]
+    met: Sequence[_Meeting], target: _Target, traces: NDArray[np.int64], key: tuple[int, int, int]
 ) -> Noisy:
     """Means and standard deviations by trace; one standard deviation where all are the same number."""
-    scales = [column.parameters[1] for column in columns]
+    scales = [column.parameters[1] for column, _ in met]
     common = all(scale.size == 1 and scale.flat[0] == scales[0].flat[0] for scale in scales)
     mean = target.empty()
     stddev = np.asarray(scales[0].flat[0], dtype=np.float32) if common else target.empty()
-    for column, scale in zip(columns, scales, strict=True):
-        meeting = target.meetings(column)
+    for (column, meeting), scale in zip(met, scales, strict=True):
         target.put(mean, column, meeting, _aligned(column.parameters[0], len(column.shape)))
         if not common:
             target.put(stddev, column, meeting, _aligned(scale, len(column.shape)))
