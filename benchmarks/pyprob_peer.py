@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -98,18 +99,27 @@ class PyprobPeer:
 
 
 def install(cache: Path = CACHE) -> Path:
-    """The folder that holds pyprob, made under a temporary name and renamed when complete."""
-    folder = cache / "pyprob-1.5.0"
+    """The folder that holds pyprob."""
+    return installed("pyprob-1.5.0", ("pyprob==1.5.0", *HELPERS), cache)
+
+
+def installed(name: str, packages: Sequence[str], cache: Path = CACHE) -> Path:
+    """A private folder with these packages, without their dependencies: made under a temporary name and renamed.
+
+    Raises:
+        PeerUnavailableError: pip cannot install them (no network, no package index).
+    """
+    folder = cache / name
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     (cache / ".gitignore").write_text("*\n", encoding="utf-8")
-    print("installing pyprob 1.5.0 (2 MB) into", folder, file=sys.stderr, flush=True)
-    partial = Path(tempfile.mkdtemp(prefix="pyprob-", dir=cache))
+    print("installing", packages[0], "into", folder, file=sys.stderr, flush=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=cache))
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-deps"]
     try:
         done = subprocess.run(
-            [*command, "--target", str(partial), "pyprob==1.5.0", *HELPERS],
+            [*command, "--target", str(partial), *packages],
             capture_output=True,
             text=True,
             timeout=INSTALL_TIMEOUT_S,
@@ -118,10 +128,10 @@ def install(cache: Path = CACHE) -> Path:
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             reason = errors[-1] if errors else f"exit status {done.returncode}"
-            raise PeerUnavailableError(f"pip install pyprob==1.5.0 failed: {reason}")
+            raise PeerUnavailableError(f"pip install {packages[0]} failed: {reason}")
         partial.rename(folder)
     except subprocess.TimeoutExpired as error:
-        raise PeerUnavailableError(f"pip install pyprob==1.5.0 took over {INSTALL_TIMEOUT_S} s") from error
+        raise PeerUnavailableError(f"pip install {packages[0]} took over {INSTALL_TIMEOUT_S} s") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

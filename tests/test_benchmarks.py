@@ -142,6 +142,20 @@ def test_engines_report_what_outside_checks_read(benchmark: str, targets: dict[s
 
 
 @pytest.mark.slow
+def test_posteriors_are_those_of_a_public_benchmark() -> None:
+    """Where its wheel can be had: a classifier hardly tells them from the reference."""
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "benchmarks.sbibm_tasks", "--json", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
+    results = json.loads(done.stdout.splitlines()[-1])["results"]
+    tasks, engines = ("gaussian_linear", "gaussian_mixture"), ("rmh", "ic")
+    assert [r["name"] for r in results] == [f"{task}_{engine}_c2st" for task in tasks for engine in engines]
+    if results[0]["ours"] is None:
+        pytest.skip(results[0]["note"])
+    assert all(r["ours"] < 0.65 for r in results)
+
+
+@pytest.mark.slow
 def test_conv3d_reports_what_outside_checks_read() -> None:
     pytest.importorskip("torch")
     command = [sys.executable, "-m", "benchmarks.conv3d", "--json", "--quick"]
