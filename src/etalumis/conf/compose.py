@@ -23,6 +23,7 @@ _COUNTS |= {"reference_minibatch"}
 _COUNTS |= {"max_draws", "buckets", "mixing", "epoch_traces", "sample_traces"}
 _NUMBERS |= {"test_fraction", "limit"}
 _COUNTS |= {"extra_runs", "max_instances"}
+_NUMBERS |= {"defensive", "suffix_share", "dependants_share", "temper"}
 _SEVERAL = {"sweep", "fixed"}  # overrides, which have several values
 _OPEN = {"simulator", "observe"}  # what stands there is the user's
 _PLAIN = {"inspect": "dataset", "validate": "dataset"}  # what a word alone means

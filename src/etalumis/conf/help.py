@@ -11,6 +11,7 @@ from etalumis.conf.compose import PACKAGE, compose
 
 _SETTING = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#]*?))?\s*(?:# (?P<comment>.*))?$")
 _GROUP = re.compile(r"^  - (?:override )?/?(?P<group>\w+)(?:@\w+)?: (?P<choice>[^ #]+)(?: # (?P<comment>.*))?$")
+_PACKAGE = re.compile(r"# @package (?P<package>\S+)")
 _EXAMPLES = "examples:"
 _WIDEST = 40
 _MULTIRUN = "  etalumis train ... --multirun K=A,B   train with every combination of such values, as a search"
@@ -51,7 +52,8 @@ def verb_help(verb: str, overrides: Sequence[str] = ()) -> str:
             lines += table([Setting(name, "", marks)], 16)
         if given in choices(group) and (own := settings(read(f"{group}/{given}.yaml"))):
             lines += [f"  settings of {group}={given}:"]
-            lines += [f"  {line}" for line in table([s._replace(key=f"{group}.{s.key}") for s in own])]
+            where = package(group, given)
+            lines += [f"  {line}" for line in table([s._replace(key=f"{where}{s.key}") for s in own])]
     lines += ["", _EXAMPLES, *(f"  {example}" for example in examples)]
     lines += [
         "",
@@ -107,6 +109,13 @@ def choices(group: str) -> list[str]:
         for entry in files(PACKAGE).joinpath(group).iterdir()
         if entry.name.endswith(".yaml")
     )
+
+
+def package(group: str, choice: str) -> str:
+    """What stands before the keys of a choice's file on the command line."""
+    match = _PACKAGE.match(read(f"{group}/{choice}.yaml"))
+    name = match["package"] if match else group
+    return "" if name == "_global_" else f"{name}."
 
 
 def summary(group: str, choice: str) -> str:
