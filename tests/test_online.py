@@ -15,12 +15,18 @@ from etalumis.callbacks import Position, Throughput
 from etalumis.conf.build import ConfigError
 from etalumis.conf.compose import compose, plain
 from etalumis.datamodules.online import OnlineDataModule
-from etalumis.distributions import Bernoulli, Normal, Uniform
+from etalumis.distributions import Bernoulli, Exponential, Normal, Uniform
 from etalumis.lit_models.fit import fit
 from etalumis.lit_models.inference_network import LitInferenceNetwork
-from etalumis.networks import InferenceNetwork, TrainingBatch
+from etalumis.networks import InferenceNetwork, TrainingBatch, pack
 from etalumis.optim import RowAdam
-from etalumis.simulators.classics import gaussian
+from etalumis.simulators.classics import (
+    LIKELIHOOD_STDDEV,
+    PRIOR_MEAN,
+    PRIOR_STDDEV,
+    gaussian,
+    gaussian_posterior,
+)
 from etalumis.storage import Dataset, DatasetError, SimulationError, simulate
 
 pytestmark = [
@@ -114,6 +120,62 @@ def test_online_training_finds_the_posterior(tmp_path: Path) -> None:
     post = et.posterior(gaussian_model(), observe, et.IC(tmp_path / "network.pt"), num_traces=1000, seed=1)
     assert post.ess > 200, "the prior alone reaches about 30"
     assert abs(post.mean("mu") - 7.25) < 5 * post.mcse("mu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighted", [True, False])
+def test_inflation_finds_the_posterior_of_a_rare_event(tmp_path: Path, weighted: bool) -> None:
+    """Both observations four standard deviations from what the prior expects."""
+    words = [
+        "data=online", "simulator=gaussian", f"output={tmp_path}", "data.workers=1", "data.epoch_traces=8192",
+        "data.batch_size=64", "trainer.max_epochs=5", "optimizer.lr=1e-2", "data.inflation=2.5",
+        f"data.weighted={weighted}", "network.core.hidden=16", "network.head.hidden=16", "logger=none",
+    ]  # fmt: skip
+    fit(plain(compose("train", words)))
+    value = PRIOR_MEAN + 4.0 * (PRIOR_STDDEV**2 + LIKELIHOOD_STDDEV**2) ** 0.5
+    mean, stddev = gaussian_posterior(value, value)
+    observe = {"obs0": value, "obs1": value}
+    post = et.posterior(gaussian_model(), observe, et.IC(tmp_path / "network.pt"), num_traces=2000, seed=1)
+    assert post.ess > 300, "the prior alone has less than one effective trace here"
+    assert abs(post.mean("mu") - mean) < 5 * post.mcse("mu")
+    assert abs(post.std("mu") - stddev) < 0.2
+
+
+def two_draws() -> None:
+    x = float(et.sample(Normal(0.0, 1.0), name="x"))
+    more = float(et.sample(Exponential(1.0), name="more")) if x > 0.5 else 0.0
+    et.sample(Normal(0.0, 1.0), control=False)
+    et.observe(Normal(x + more, 1.0), name="y")
+
+
+def test_weights_leave_the_objective_as_it_was() -> None:
+    """The loss of one network: from the prior, from the wider prior with weights, and there without."""
+    target = {"_target_": "test_online:two_draws"}
+    size = 8_000
+    sizes = {"sample_traces": 1, "chunk_size": size, "batch_size": size, "valid_traces": 0}
+    prior = online(target, **sizes).training_batches()
+    wide = online(target, **sizes, inflation=1.3)
+    assert wide.valid_order.traces == 0
+    (from_prior,), (from_wide,) = list(prior), list(wide.training_batches())
+    assert from_wide.draws("x")[1].std() == pytest.approx(1.3, rel=0.02)
+    network = InferenceNetwork.for_batch(NETWORK, from_prior.select(range(100))).double()
+    few = network.layout
+    wide.attach(few)
+    packed = wide._prepare(from_wide)
+    assert packed.weight is not None
+    assert float(packed.weight.mean()) == pytest.approx(1.0)
+    expected = np.exp(from_wide.log_prior - from_wide.log_proposal)
+    torch.testing.assert_close(packed.weight, torch.from_numpy(expected / expected.mean())[packed.order])
+    with torch.no_grad():
+        ours = float(network.loss(packed.double())[0])
+        plain_loss = float(network.loss(pack(from_wide, few, seed=3).double())[0])
+        theirs = float(network.loss(pack(from_prior, few, seed=3).double())[0])
+    assert ours == pytest.approx(theirs, abs=0.05)
+    assert plain_loss > theirs + 0.15, "what is counted alike is another loss"
+    # Draws without a row are weighted as well.
+    unknown = InferenceNetwork(NETWORK, {"y": ()}).double()
+    prior_loss = float(unknown.loss(pack(from_prior, unknown.layout))[0])
+    assert float(unknown.loss(pack(from_wide, unknown.layout, weighted=True))[0]) == pytest.approx(prior_loss, abs=0.05)
 
 
 def test_a_training_is_the_same_for_any_number_of_processes() -> None:
@@ -223,6 +285,8 @@ def test_a_simulator_in_another_process() -> None:
 def test_failures_are_told(tmp_path: Path) -> None:
     with pytest.raises(SimulationError, match="no such decay"):
         online({"_target_": "test_online:failing"})
+    with pytest.raises(ConfigError, match="give one of them"):
+        online(inflation=2.0, tee=str(tmp_path / "kept"))
     with pytest.raises(ConfigError, match="simulator=tau"):
         OnlineDataModule(None)
     with pytest.raises(ValueError, match="chunk_size must be at least 1; got 0"):

@@ -35,9 +35,13 @@ class OnlineDataModule(TrackedDataModule):
     are packed where the network is trained, because it may grow: traces with new addresses add rows to it, between
     two steps; otherwise (``grow=False``) such draws count with their prior density.
 
-    The traces come from the prior, for which alone the loss trains proposals for p(x | y). Its state is the position
-    in the run of chunks, counted from the optimiser's finished steps. Going on with another number of ranks drops the
-    rest of the chunks that were in work.
+    The traces come from the prior p, or, with ``inflation``, from the wider p̃. Weighted by p(x)/p̃(x), normalised in
+    each minibatch, the loss is that of the prior, and proposals are trained for p(x | y); what is rare under the prior
+    is met more often, and counts less. Not ``weighted``, proposals are trained for p̃(x | y) ∝ p̃(x) p(y | x), which is
+    wider; importance weights know the prior, so inference is exact with either. Validation is with the prior.
+
+    Its state is the position in the run of chunks, counted from the optimiser's finished steps. Going on with another
+    number of ranks drops the rest of the chunks that were in work.
 
     Args:
         simulator: configuration of the model, as in ``conf/simulator``.
@@ -51,12 +55,14 @@ class OnlineDataModule(TrackedDataModule):
         grow: whether the network gains rows for new addresses.
         tee: folder of a dataset that all traces are written to as well; with one rank only.
         workers: simulating processes; 0 simulates in the training process, None takes all cores but one.
+        inflation: factor by which the priors of controlled draws are widened (:meth:`.Distribution.inflated`).
+        weighted: train for the posterior of the prior itself, in spite of ``inflation``.
         failures: what a failed execution means, ``"stop"`` or ``"skip"``.
         cache_mb: MiB of decoded validation chunks to keep.
         seed: of the traces, and of observation noise.
 
     Raises:
-        ConfigError: no simulator is chosen.
+        ConfigError: no simulator is chosen, or traces from wider priors shall be kept.
         SimulationError: an execution failed or a process died.
     """
 
@@ -72,6 +78,8 @@ class OnlineDataModule(TrackedDataModule):
         grow: bool = True,
         tee: str | None = None,
         workers: int | None = None,
+        inflation: float | None = None,
+        weighted: bool = True,
         failures: str = "stop",
         cache_mb: float = 512.0,
         seed: int = 0,
@@ -82,9 +90,15 @@ class OnlineDataModule(TrackedDataModule):
         for name, value in (("batch_size", batch_size), ("chunk_size", chunk_size), ("epoch_traces", epoch_traces)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
+        if inflation is not None and tee is not None:
+            raise ConfigError("data.tee keeps traces from the prior, data.inflation widens it: give one of them")
+        if inflation is not None and not inflation > 0.0:
+            raise ValueError(f"inflation must be above 0; got {inflation}")
         self.workers = max(cores() - 1, 1) if workers is None else workers
         self.batch_size = batch_size
-        self.source = Source(simulator, seed, chunk_size, self.workers, FailurePolicy(failures))  # type: ignore[arg-type]
+        policy = FailurePolicy(failures)  # type: ignore[arg-type]
+        self.source = Source(simulator, seed, chunk_size, self.workers, policy, inflation)
+        self._weighted = weighted and inflation is not None
         self._chunk_size = chunk_size
         self._parts = -(-chunk_size // batch_size)
         self._epoch_chunks = -(-epoch_traces // chunk_size)
@@ -95,7 +109,9 @@ class OnlineDataModule(TrackedDataModule):
         self._seed = seed
         if valid is None:
             first = _APART // chunk_size + 1
-            self.valid_data: Sources | Held = Held(self._made(range(first, first - (-valid_traces // chunk_size))))
+            self.valid_data: Sources | Held = Held(
+                self._made(range(first, first - (-valid_traces // chunk_size)), True)
+            )
         else:
             self.valid_data = Sources([valid] if isinstance(valid, str) else list(valid))
             if self.valid_data.name != self.source.name:
@@ -234,9 +250,9 @@ class OnlineDataModule(TrackedDataModule):
                 network = self.trainer.lightning_module.network
                 assert isinstance(network, InferenceNetwork)
                 network.grow(rows)
-        return pack(traces, self._layout, seed=self._seed)
+        return pack(traces, self._layout, seed=self._seed, weighted=self._weighted)
 
-    def _made(self, numbers: Sequence[int]) -> Iterator[TraceBatch]:
+    def _made(self, numbers: Sequence[int], from_prior: bool = False) -> Iterator[TraceBatch]:
         """Traces of some chunks, made in this process."""
-        for number, chunk in zip(numbers, self.source.chunks(numbers, workers=0), strict=True):
+        for number, chunk in zip(numbers, self.source.chunks(numbers, 0, from_prior), strict=True):
             yield self.source.traces(number, chunk)

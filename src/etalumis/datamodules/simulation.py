@@ -33,6 +33,7 @@ class Source:
         chunk_size: traces to a chunk.
         workers: processes; 0 runs in this one.
         failures: what a failed execution means.
+        inflation: by how much the priors of controlled draws are widened; None leaves them.
 
     Attributes:
         name: the model's name.
@@ -40,7 +41,13 @@ class Source:
     """
 
     def __init__(
-        self, simulator: Mapping[str, Any], seed: int, chunk_size: int, workers: int, failures: FailurePolicy
+        self,
+        simulator: Mapping[str, Any],
+        seed: int,
+        chunk_size: int,
+        workers: int,
+        failures: FailurePolicy,
+        inflation: float | None = None,
     ) -> None:
         model = build_model(simulator)
         self.name = model.name
@@ -49,6 +56,7 @@ class Source:
         self._factory = partial(build_model, simulator)
         self._workers = workers
         self._failures = failures
+        self._inflation = inflation
         self._origin = Origin(
             model=self.name,
             seed=seed,
@@ -58,10 +66,16 @@ class Source:
             encoding=Encoding().to_json(),
         )
 
-    def chunks(self, numbers: Sequence[int], workers: int | None = None) -> Iterator[EncodedChunk]:
-        """The chunks of these numbers in order, made ahead where there are ``workers``."""
+    def chunks(
+        self, numbers: Sequence[int], workers: int | None = None, from_prior: bool = False
+    ) -> Iterator[EncodedChunk]:
+        """The chunks of these numbers in order, made ahead where there are ``workers``.
+
+        With ``from_prior`` they come from the priors as they are, in spite of ``inflation``.
+        """
         count = self._workers if workers is None else workers
-        with closing(make_chunks(self._factory, self._origin, numbers, count, self._failures)) as made:
+        inflation = None if from_prior else self._inflation
+        with closing(make_chunks(self._factory, self._origin, numbers, count, self._failures, inflation)) as made:
             for chunk, _ in made:
                 yield chunk
 

@@ -187,7 +187,7 @@ class InferenceNetwork(nn.Module):
     # --- training ---------------------------------------------------------------------------------------------
 
     def loss(self, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
-        """Mean over traces of −log q(x | y), and what it is made of.
+        """Mean over traces of −log q(x | y), weighted where they have weights, and what it is made of.
 
         Draws of addresses without a row count with their prior density, as inference would draw them.
 
@@ -198,10 +198,13 @@ class InferenceNetwork(nn.Module):
         Raises:
             ProposalError: where a density is zero or not a number, naming the address.
         """
-        log_q = self.log_q(batch)
+        log_q = plain = self.log_q(batch)
+        if batch.weight is not None:
+            of_draw = batch.weight[torch.cat([torch.arange(size) for size in batch.batch_sizes] or [torch.arange(0)])]
+            log_q = [part * of_draw[group.position] for part, group in zip(plain, batch.groups, strict=True)]
         total = torch.stack([part.sum() for part in log_q]).sum() if log_q else torch.zeros((), dtype=torch.float64)
         if not math.isfinite(total.item()):
-            raise self._unreachable(batch, log_q)
+            raise self._unreachable(batch, plain)
         traces = max(batch.num_traces, 1)
         info = {
             "traces": float(batch.num_traces),

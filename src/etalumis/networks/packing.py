@@ -110,7 +110,8 @@ class TrainingBatch:
             there is none (or it is unknown), int64 (D,).
         groups: the draws of known addresses by head.
         unknown_draws: draws of addresses the network has no row for; the prior is their proposal.
-        unknown_log_prob: sum of their log prior densities.
+        unknown_log_prob: sum of their log prior densities, weighted as their traces.
+        weight: of each packed trace in the loss, float64 (N,), one on average; None where all count alike.
     """
 
     order: Tensor
@@ -123,6 +124,7 @@ class TrainingBatch:
     groups: tuple[DrawGroup, ...]
     unknown_draws: int
     unknown_log_prob: float
+    weight: Tensor | None = None
 
     on_cpu = ("order",)
 
@@ -158,17 +160,19 @@ def pack(
     epoch: int = 0,
     fresh_noise: bool = True,
     noise_on_device: bool = False,
+    weighted: bool = False,
 ) -> TrainingBatch:
     """The training view of traces.
 
     Args:
-        batch: traces from the prior.
+        batch: traces from the prior, or see ``weighted``.
         layout: the network's.
         seed, epoch: with a trace's index they decide the noise of observations drawn here. Keep the epoch fixed
             for validation.
         fresh_noise: draw observations again where their likelihood's parameters are known, instead of taking the
             stored values; values that were given, not drawn, stay.
         noise_on_device: leave normal noise to be drawn where the network runs: other numbers of the same law.
+        weighted: the traces were drawn from proposals; weigh them, so that the loss is that of traces from the prior.
 
     Raises:
         ProposalError: naming the address, where a proposal can't represent a value.
@@ -198,6 +202,11 @@ def pack(
     known, address = layout.translate(batch.addresses, batch.address[draws], categories)
     groups, slots, unknown = _group(batch, draws, known, address)
 
+    weight = _weights(batch)[order] if weighted else None
+    unknown_log_prob = batch.log_prob[draws[unknown]]
+    if weight is not None:
+        unknown_log_prob = unknown_log_prob * weight[rank[batch.trace_of_draw[draws[unknown]]]]
+
     # The draw before: the same rank in the block before; the first block has none.
     first = place == 0
     before = np.where(first, 0, np.arange(len(draws)) - starts[place] + starts[place - 1]) if len(draws) else place
@@ -211,8 +220,16 @@ def pack(
         previous_draw=torch.from_numpy(np.where(first, len(draws) - len(unknown), slots[before])),
         groups=groups,
         unknown_draws=len(unknown),
-        unknown_log_prob=float(batch.log_prob[draws[unknown]].sum()),
+        unknown_log_prob=float(unknown_log_prob.sum()),
+        weight=None if weight is None else torch.from_numpy(weight),
     )
+
+
+def _weights(batch: TraceBatch) -> NDArray[np.float64]:
+    """p(x) over what the draws came from, (N,), one on average. The simulator's own data do not count."""
+    log_weight = batch.log_prior - batch.log_proposal
+    weight = np.exp(log_weight - log_weight.max(initial=-np.inf))
+    return np.asarray(weight * (len(weight) / weight.sum()), dtype=np.float64)
 
 
 def _group(

@@ -175,16 +175,23 @@ def _write(
 
 
 def make_chunks(
-    factory: Factory, origin: Origin, todo: Sequence[int], workers: int, policy: FailurePolicy
+    factory: Factory,
+    origin: Origin,
+    todo: Sequence[int],
+    workers: int,
+    policy: FailurePolicy,
+    inflation: float | None = None,
 ) -> Generator[Made, None, None]:
     """The chunks of these numbers in order, made in this process (``workers=0``) or in others.
+
+    With ``inflation`` the traces come from wider priors; they know log q of their draws.
 
     Raises:
         SimulationError: an execution failed or a worker died, and the policy does not let it pass.
     """
     if not todo:
         return
-    make, tasks = partial(ChunkRunner, factory, origin, policy), map(ChunkTask, todo)
+    make, tasks = partial(ChunkRunner, factory, origin, policy, inflation), map(ChunkTask, todo)
     try:
         if workers < 1:
             runner = make()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from etalumis.execution import Batched, DensityError, Observations, Prior, Simulator, TraceBatch, run
+from etalumis.execution import Batched, DensityError, Inflated, Observations, Prior, Simulator, TraceBatch, run
 from etalumis.execution.pool_worker import NOWHERE, Desk
 from etalumis.storage.chunk import EncodedChunk, Encoding, encode_chunk
 from etalumis.storage.failures import FailedTrace, FailurePolicy
@@ -59,12 +59,13 @@ class ChunkRunner:
         factory: makes the model.
         origin: of the dataset.
         policy: what a failed execution means.
+        inflation: by how much priors of controlled draws are widened; None leaves them.
 
     Raises:
         ChunkError: the model can't be made.
     """
 
-    def __init__(self, factory: Factory, origin: Origin, policy: FailurePolicy) -> None:
+    def __init__(self, factory: Factory, origin: Origin, policy: FailurePolicy, inflation: float | None = None) -> None:
         assert origin.num_traces is not None
         assert origin.chunk_size is not None
         self._total, self._size = origin.num_traces, origin.chunk_size
@@ -72,6 +73,7 @@ class ChunkRunner:
         self._encoding = Encoding(**origin.encoding)
         self._draw = self._encoding.observes == "both"
         self._policy = policy
+        self._controller = Prior() if inflation is None else Inflated(inflation)
         try:
             self._model = factory()
         except Exception as error:
@@ -99,7 +101,8 @@ class ChunkRunner:
         failures = _Failures(self._policy, indices, task.lost)
         batches: list[TraceBatch] = []
         for span in _without(indices, {failure.trace_index for failure in task.lost}):
-            execute = self._in_batches if isinstance(self._model, Batched) else self._one_by_one
+            by_itself = isinstance(self._model, Batched) and isinstance(self._controller, Prior)
+            execute = self._in_batches if by_itself else self._one_by_one
             batches += execute(span, failures, desk)
         desk.at(NOWHERE)
         batches = [self._checked(batch, failures) for batch in sorted(batches, key=lambda batch: int(batch.index[0]))]
@@ -129,7 +132,7 @@ class ChunkRunner:
         traces = []
         while True:
             try:
-                for trace in run(self._model, Prior(), {}, each(), self._seed, draw_observations=self._draw):
+                for trace in run(self._model, self._controller, {}, each(), self._seed, draw_observations=self._draw):
                     traces.append(trace)
                 return [TraceBatch.from_traces(traces, self._model.addresses)] if traces else []
             except Exception as error:
