@@ -335,11 +335,11 @@ def test_help_of_searches_and_tuning(capsys: pytest.CaptureFixture[str]) -> None
         assert said in shown
 
 
-@pytest.mark.parametrize(("core", "size"), [("lstm", 4 * 128), ("gru", 3 * 128), ("transformer", 128)])
+@pytest.mark.parametrize(("core", "size"), [("lstm", 4 * 64), ("gru", 3 * 64), ("transformer", 64)])
 def test_the_core_of_a_network_is_a_choice_of_its_own(core: str, size: int, capsys: pytest.CaptureFixture[str]) -> None:
     from etalumis.networks import InferenceNetwork
 
-    settings = plain(compose("train", ["network=tau", f"core={core}", "data.train=x"]))["network"]
+    settings = plain(compose("train", ["network=small", f"core={core}", "data.train=x"]))["network"]
     assert InferenceNetwork(settings, {"y": (4,)}).core.width == size
     assert cli.main(["train", f"core={core}", "--help"]) == 0
     assert f"network.core.kind={core}" in capsys.readouterr().out
