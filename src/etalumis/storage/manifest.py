@@ -68,7 +68,9 @@ class Origin:
         num_traces, chunk_size: how many traces, and how many to a storage chunk.
         simulator: the configuration that the model was built from, as plain JSON.
         encoding: how chunks are stored.
-        sources: of a sorted dataset, the origins of those it was sorted from, as plain JSON.
+        sources: of a sorted dataset, the origins of those it was sorted from, as plain JSON, with the checksums of
+            their manifests.
+        shard_bytes: of a sorted dataset, about how large its shards became.
     """
 
     model: str
@@ -78,6 +80,7 @@ class Origin:
     simulator: Mapping[str, Any] = field(default_factory=dict)
     encoding: Mapping[str, Any] = field(default_factory=dict)
     sources: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    shard_bytes: int | None = None
 
 
 @dataclass(frozen=True)

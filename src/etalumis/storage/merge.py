@@ -8,6 +8,7 @@ and two traces of one index would get the same. Where they were is written into 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from etalumis.execution import AddressBook, TraceBatch
 from etalumis.storage.chunk import Encoding
 from etalumis.storage.dataset import Dataset
 from etalumis.storage.errors import DatasetError
-from etalumis.storage.manifest import Origin
+from etalumis.storage.manifest import MANIFEST, Origin
 from etalumis.storage.sites import join_observed
 
 
@@ -89,11 +90,12 @@ class Sources:
         shift = self.shifts[place.source]
         return replace(batch, index=batch.index + shift) if shift else batch
 
-    def origin(self, chunk_size: int | None, encoding: Mapping[str, Any]) -> Origin:
+    def origin(self, chunk_size: int | None, shard_bytes: float, encoding: Mapping[str, Any]) -> Origin:
         """What a dataset made of all this says that it is made from.
 
         Args:
             chunk_size: traces to a storage chunk; None keeps the sources'.
+            shard_bytes: about how large its shards become.
             encoding: settings that differ from the sources'.
 
         Raises:
@@ -122,6 +124,7 @@ class Sources:
             simulator=dict(first.simulator),
             encoding=Encoding(**kept).to_json(),
             sources=sources,
+            shard_bytes=round(shard_bytes),
         )
 
     def _number(self) -> list[int]:
@@ -147,8 +150,17 @@ class Sources:
             seen[key].append(span)
 
 
+def checksum(dataset: Dataset) -> int:
+    """Of a dataset's manifest: datasets that share it are equal."""
+    return zlib.crc32((dataset.directory / MANIFEST).read_bytes())
+
+
 def _origins(dataset: Dataset, shift: int) -> list[dict[str, Any]]:
-    """Where the traces of a dataset come from: a run's seed and simulator, its indices, and what was added to them."""
+    """Where the traces of a dataset come from: a run's seed and simulator, its indices, and what was added to them.
+
+    The checksum of the run's manifest, which has those of all its files, tells it from one of the same settings that
+    other code made.
+    """
     origin = dataset.manifest.origin
     if origin.sources:
         return [{**source, "shift": source["shift"] + shift} for source in origin.sources]
@@ -161,5 +173,6 @@ def _origins(dataset: Dataset, shift: int) -> list[dict[str, Any]]:
             "first": int(indices.min()),
             "last": int(indices.max()),
             "shift": shift,
+            "manifest_crc32": checksum(dataset),
         }
     ]

@@ -33,7 +33,7 @@ from etalumis.storage.manifest import (
     to_bytes,
     write_atomically,
 )
-from etalumis.storage.merge import Sources
+from etalumis.storage.merge import Sources, checksum
 from etalumis.storage.plan import make_plan
 from etalumis.storage.ranks import Ranks
 from etalumis.storage.runs import Workshop
@@ -60,7 +60,7 @@ def sort(
     """Write the traces of some datasets, sorted by trace type, as a new one.
 
     The bytes written depend on the inputs and on the settings, never on ``workers`` or on the number of ranks. A sort
-    that was interrupted is gone on with; one that is complete is left alone.
+    that was interrupted is gone on with; one that is complete is left alone, and refused where its inputs changed.
 
     Args:
         inputs: folders of datasets of one model; see :mod:`.merge` for how several become one.
@@ -104,7 +104,7 @@ class _Sort:
             if any(Path(i).resolve() == self._output.resolve() for i in self._inputs):
                 raise DatasetError(f"{self._output} is an input; choose another folder for the sorted dataset")
             sources = Sources(self._inputs)
-            origin = sources.origin(chunk_size, encoding)
+            origin = sources.origin(chunk_size, shard_bytes, encoding)
             workshop = Workshop(
                 self._directory, tuple(self._inputs), tuple(sources.shifts), Encoding(**origin.encoding)
             )
@@ -114,7 +114,7 @@ class _Sort:
         with ExitStack() as stack:
             workshop, origin, done = self._together(look)
             if not done:
-                self._together(self._first_only(lambda: self._begin(stack, workshop, origin, shard_bytes, memory_mb)))
+                self._together(self._first_only(lambda: self._begin(stack, workshop, origin, memory_mb)))
                 self._together(lambda: self._divide(workshop))
                 self._together(lambda: self._assemble(workshop))
                 self._together(self._first_only(lambda: self._finish(workshop, origin)))
@@ -137,20 +137,18 @@ class _Sort:
 
     # --- planning ---------------------------------------------------------------------------------------------
 
-    def _begin(
-        self, stack: ExitStack, workshop: Workshop, origin: Origin, shard_bytes: float, memory_mb: float
-    ) -> None:
+    def _begin(self, stack: ExitStack, workshop: Workshop, origin: Origin, memory_mb: float) -> None:
         self._lock(stack)
         sources = workshop.sources
         settings = {
             "origin": asdict(origin),
-            "shard_bytes": shard_bytes,
             "memory_mb": memory_mb,
-            "inputs": [[d.manifest.index_crc32, d.manifest.bytes] for d in sources.datasets],
+            "inputs": [checksum(dataset) for dataset in sources.datasets],
         }
         if not self._resumes(settings):
             assert origin.chunk_size is not None
-            workshop.publish(make_plan(sources, origin.chunk_size, shard_bytes, memory_mb))
+            assert origin.shard_bytes is not None
+            workshop.publish(make_plan(sources, origin.chunk_size, origin.shard_bytes, memory_mb))
             write_atomically(self._directory / "settings.json", to_bytes(settings))
 
     def _lock(self, stack: ExitStack) -> None:
