@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -65,12 +65,25 @@ def summarise(failures: Iterable[FailedTrace]) -> dict[str, Any]:
     found = sorted(failures)
     if not found:
         return {}
-    messages: dict[str, list[int]] = {}
-    for index, message in found:
-        messages.setdefault(message, []).append(index)
-    frequent = sorted(messages.items(), key=lambda item: (-len(item[1]), item[1][0]))[:_MESSAGES]
-    return {
-        "count": len(found),
-        "indices": [index for index, _ in found],
-        "messages": [{"message": text, "count": len(at), "first": at[0]} for text, at in frequent],
-    }
+    indices = [index for index, _ in found]
+    return {"count": len(found), "indices": indices, "messages": _frequent((m, 1, i) for i, m in found)}
+
+
+def join(parts: Iterable[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:
+    """Several of :func:`summarise` as one, each given with what is added to its trace indices."""
+    some = [(part, shift) for part, shift in parts if part]
+    if not some:
+        return {}
+    indices = sorted(index + shift for part, shift in some for index in part["indices"])
+    said = ((m["message"], m["count"], m["first"] + shift) for part, shift in some for m in part["messages"])
+    return {"count": len(indices), "indices": indices, "messages": _frequent(said)}
+
+
+def _frequent(said: Iterable[tuple[str, int, int]]) -> list[dict[str, Any]]:
+    """The most frequent messages of all: how often each came and in which trace first."""
+    messages: dict[str, tuple[int, int]] = {}
+    for text, count, first in said:
+        before, earliest = messages.get(text, (0, first))
+        messages[text] = before + count, min(earliest, first)
+    frequent = sorted(messages.items(), key=lambda item: (-item[1][0], item[1][1]))[:_MESSAGES]
+    return [{"message": text, "count": count, "first": first} for text, (count, first) in frequent]

@@ -42,7 +42,7 @@ def facts(dataset: Dataset) -> dict[str, Any]:
 def failed(manifest: Manifest) -> int:
     """Executions that a dataset lacks."""
     made = manifest.origin.num_traces
-    return 0 if made is None else max(made - manifest.traces, 0)
+    return int(manifest.failures.get("count", 0)) if made is None else max(made - manifest.traces, 0)
 
 
 def inspect(dataset: Dataset, top: int = 10) -> dict[str, Any]:

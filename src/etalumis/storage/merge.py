@@ -1,7 +1,7 @@
 """Several datasets of one model as one: one address dictionary, and no trace index twice.
 
 Ids of addresses are met by the addresses' text. A trace keeps its index where only one dataset is given; the traces
-of each further dataset are numbered on from the largest index before, as fresh noise is keyed by the index alone
+of each further dataset are numbered on from where those before end, as fresh noise is keyed by the index alone
 and two traces of one index would get the same. Where they were is written into ``origin.sources``.
 """
 
@@ -21,6 +21,7 @@ from etalumis.execution import AddressBook, TraceBatch
 from etalumis.storage.chunk import Encoding
 from etalumis.storage.dataset import Dataset
 from etalumis.storage.errors import DatasetError
+from etalumis.storage.failures import join
 from etalumis.storage.manifest import MANIFEST, Origin
 from etalumis.storage.sites import join_observed
 
@@ -79,6 +80,11 @@ class Sources:
         """What is observed, as in a manifest."""
         return join_observed(dataset.manifest.observes for dataset in self.datasets)
 
+    @property
+    def failures(self) -> dict[str, Any]:
+        """What is said of the executions that failed, as in a manifest, with indices of the merged dataset."""
+        return join((d.manifest.failures, shift) for d, shift in zip(self.datasets, self.shifts, strict=True))
+
     def index(self) -> NDArray[np.int64]:
         """The index of every trace in the merged dataset."""
         pieces = [d.index.index + shift for d, shift in zip(self.datasets, self.shifts, strict=True)]
@@ -114,11 +120,15 @@ class Sources:
                     f"encoding.{key}=..."
                 )
             kept[key] = encoding[key] if encoding.get(key) is not None else json.loads(values.pop())
-        counts = [o.num_traces or len(d) for o, d in zip(origins, self.datasets, strict=True)]
+        counts = [_executions(dataset) for dataset in self.datasets]
+        known = all(
+            o.num_traces is not None or len(d) + d.manifest.failures.get("count", 0) == count
+            for o, d, count in zip(origins, self.datasets, counts, strict=True)
+        )
         return Origin(
             model=first.model,
             seed=first.seed,
-            num_traces=sum(counts),
+            num_traces=sum(counts) if known else None,
             chunk_size=chunk_size
             or max(o.chunk_size or c.traces for o, d in zip(origins, self.datasets, strict=True) for c in d.chunks[:1]),
             simulator=dict(first.simulator),
@@ -133,7 +143,7 @@ class Sources:
         following = 0
         for dataset in self.datasets:
             shifts.append(following)
-            following += int(dataset.index.index.max()) + 1
+            following += _executions(dataset)
         return shifts
 
     def _refuse_doubles(self, origins: list[dict[str, Any]]) -> None:
@@ -153,6 +163,12 @@ class Sources:
 def checksum(dataset: Dataset) -> int:
     """Of a dataset's manifest: datasets that share it are equal."""
     return zlib.crc32((dataset.directory / MANIFEST).read_bytes())
+
+
+def _executions(dataset: Dataset) -> int:
+    """How many a dataset is of, those that failed included; where it does not say so, those up to its last."""
+    last = max(int(dataset.index.index.max()), *dataset.manifest.failures.get("indices", ()), -1)
+    return int(max(dataset.manifest.origin.num_traces or 0, last + 1))
 
 
 def _origins(dataset: Dataset, shift: int) -> list[dict[str, Any]]:

@@ -248,6 +248,7 @@ class _Sort:
             TraceIndex.concatenate(pieces),
             Sites.concatenate(sites, map(len, pieces)),
             workshop.sources.observes,
+            workshop.sources.failures,
         )
         shutil.rmtree(self._directory)
 

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from typing import Any
 from etalumis.execution import AddressBook, TraceBatch
 from etalumis.storage.chunk import EncodedChunk, Encoding, address_entry, encode_chunk
 from etalumis.storage.errors import DatasetError
+from etalumis.storage.failures import FailedTrace, summarise
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.manifest import (
     FORMAT,
@@ -61,6 +63,7 @@ class ShardWriter:
         self._index: list[TraceIndex] = []
         self._sites: list[Sites] = []
         self._observes: dict[str, dict[str, Any]] = {}
+        self._failures: list[FailedTrace] = []
         self.directory.mkdir(parents=True, exist_ok=True)
         self._refuse_other_data()
         self._journal = (self.directory / JOURNAL).open("a+b")
@@ -86,8 +89,13 @@ class ShardWriter:
         """Append a batch as one storage chunk."""
         self.append(encode_chunk(len(self.chunks), batch, self._encoding))
 
-    def append(self, chunk: EncodedChunk) -> None:
-        """Append a chunk that was encoded, maybe by another process, as number ``len(self.chunks)``."""
+    def append(self, chunk: EncodedChunk, failures: Sequence[FailedTrace] = ()) -> None:
+        """Append a chunk that was encoded, maybe by another process, as number ``len(self.chunks)``.
+
+        Args:
+            chunk: of that number.
+            failures: executions that it lacks.
+        """
         if self._shard.tell() >= self._shard_bytes:
             self._close_shard()
             self._open_shard(self._shard_number + 1, 0)
@@ -112,10 +120,11 @@ class ShardWriter:
             "sites": sites.to_text(),
             "observes": chunk.observes,
             "addresses": self.addresses.entries[known:],
+            "failures": failures,
         }
         self._journal.write(to_bytes(line))
         self._journal.flush()
-        self._account(placed, chunk.index, sites, chunk.observes)
+        self._account(placed, chunk.index, sites, chunk.observes, failures)
 
     def close(self) -> Manifest:
         """Finish the dataset: from here on it is complete."""
@@ -132,6 +141,7 @@ class ShardWriter:
             TraceIndex.concatenate(self._index),
             Sites.concatenate(self._sites, map(len, self._index)),
             self._observes,
+            summarise(self._failures),
         )
         (self.directory / JOURNAL).unlink()
         self._journal.close()
@@ -195,13 +205,17 @@ class ShardWriter:
         for address in line["addresses"]:
             self.addresses.intern(*address)
         index, sites = TraceIndex.from_text(line["index"]), Sites.from_text(line["sites"])
-        self._account(ChunkEntry(**line["chunk"]), index, sites, line["observes"])
+        failures = [FailedTrace(*failure) for failure in line["failures"]]
+        self._account(ChunkEntry(**line["chunk"]), index, sites, line["observes"], failures)
 
-    def _account(self, chunk: ChunkEntry, index: TraceIndex, sites: Sites, observes: Any) -> None:
+    def _account(
+        self, chunk: ChunkEntry, index: TraceIndex, sites: Sites, observes: Any, failures: Sequence[FailedTrace]
+    ) -> None:
         self.chunks.append(chunk)
         self._index.append(index)
         self._sites.append(sites)
         self._observes = join_observed([self._observes, observes])
+        self._failures += failures
 
     def _open_shard(self, number: int, end: int) -> None:
         self._shard_number = number
