@@ -1,5 +1,6 @@
 """What a sort knows of its sources: that they changed, which of their executions failed, what they can't give."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,12 @@ import pytest
 
 import etalumis as et
 from etalumis.distributions import Normal, Uniform
-from etalumis.storage import DatasetError, simulate, sort
+from etalumis.execution import run
+from etalumis.storage import Dataset, DatasetError, Encoding, Origin, ShardWriter, simulate, sort
+from etalumis.storage.chunk import encode_chunk
+from etalumis.storage.failures import FailedTrace, FailurePolicy
+from etalumis.storage.inspect import failed
+from etalumis.storage.validate import validate
 
 pytestmark = pytest.mark.timeout(60)
 MEMORY_MB = 160
@@ -61,3 +67,88 @@ def test_an_unfinished_sort_of_other_traces_is_refused(tmp_path: Path) -> None:
         path.write_bytes((tmp_path / "b" / path.name).read_bytes())
     with pytest.raises(DatasetError, match=r"unfinished sort with other settings \(origin, inputs\)"):
         sort(tmp_path / "a", tmp_path / "s", workers=0, memory_mb=MEMORY_MB)
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+SKIP = FailurePolicy("skip", 0.5)
+
+
+def lacking(path: Path) -> dict[str, Any]:
+    return dict(Dataset(path).manifest.failures)
+
+
+def copied(source: Path, path: Path) -> Path:
+    """The same dataset as training with a copy writes it: of no known number of traces."""
+    dataset = Dataset(source)
+    failed = lacking(source)["indices"]
+    origin = Origin("shifted", dataset.manifest.origin.seed + 100, None, 10, encoding=Encoding().to_json())
+    with ShardWriter(path, origin) as writer:
+        for number, batch in enumerate(dataset.batches()):
+            here = [index for index in failed if index // 10 == number]
+            writer.append(
+                encode_chunk(number, batch, Encoding()), tuple(FailedTrace(index, "copied") for index in here)
+            )
+    return path
+
+
+def test_failures_are_carried_through_a_sort(tmp_path: Path) -> None:
+    """Also that of the last trace of the first dataset, which the next one's traces must not take the index of."""
+    count = last_fails(range(30, 45))
+    make(tmp_path / "a", -1.0, count, failures=SKIP)
+    make(tmp_path / "b", -1.0, seed=1, failures=SKIP)
+    before = lacking(tmp_path / "a")
+    assert before["indices"][-1] == count - 1
+    sort([tmp_path / "a", tmp_path / "b"], tmp_path / "s", workers=0, memory_mb=MEMORY_MB)
+    after = lacking(tmp_path / "s")
+    expected = [*before["indices"], *(count + index for index in lacking(tmp_path / "b")["indices"])]
+    assert after["indices"] == expected
+    assert after["count"] == len(expected)
+    assert after["messages"] == [
+        {"message": "RuntimeError: above 0.9", "count": len(expected), "first": before["indices"][0]}
+    ]
+    assert failed(Dataset(tmp_path / "s").manifest) == len(expected)
+    assert list(validate(tmp_path / "s", workers=0)) == []
+    sort(tmp_path / "s", tmp_path / "again", workers=0, memory_mb=MEMORY_MB)
+    assert lacking(tmp_path / "again") == after
+
+
+def last_fails(counts: range) -> int:
+    """A number of traces of which the last fails."""
+    draws = [trace.values[0] for trace in run(shifted(0.0)(), indices=range(counts.stop), seed=0)]
+    return next(count for count in counts if draws[count - 1] > 0.9)
+
+
+def test_a_writer_keeps_failures(tmp_path: Path) -> None:
+    make(tmp_path / "a", -1.0, failures=SKIP)
+    copied(tmp_path / "a", tmp_path / "c")
+    assert lacking(tmp_path / "c")["indices"] == lacking(tmp_path / "a")["indices"]
+    assert failed(Dataset(tmp_path / "c").manifest) == len(lacking(tmp_path / "a")["indices"])
+    sort([tmp_path / "c", tmp_path / "a"], tmp_path / "s", workers=0, memory_mb=MEMORY_MB)
+    assert {entry["message"] for entry in lacking(tmp_path / "s")["messages"]} == {"copied", "RuntimeError: above 0.9"}
+    assert Dataset(tmp_path / "s").manifest.origin.num_traces == 80
+    assert list(validate(tmp_path / "s", workers=0)) == []
+
+
+def test_a_writer_that_goes_on_keeps_failures(tmp_path: Path) -> None:
+    model = shifted(0.0)()
+    writer = ShardWriter(tmp_path / "d", Origin("shifted"))
+    traces = list(run(model, indices=range(1, 4), seed=0))
+    encoded = encode_chunk(0, et.TraceBatch.from_traces(traces, model.addresses), Encoding())
+    writer.append(encoded, (FailedTrace(0, "why"),))
+    writer.suspend()
+    ShardWriter(tmp_path / "d", Origin("shifted")).close()
+    assert lacking(tmp_path / "d") == {
+        "count": 1,
+        "indices": [0],
+        "messages": [{"message": "why", "count": 1, "first": 0}],
+    }
+
+
+def test_missing_traces_are_found(tmp_path: Path) -> None:
+    make(tmp_path / "a", shard_traces=10)
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    manifest["origin"]["num_traces"] = 50
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    (problem,) = validate(tmp_path / "a", workers=0)
+    assert "40 traces stored and 0 failed do not make 50" in problem
