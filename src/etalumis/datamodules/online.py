@@ -56,7 +56,7 @@ class OnlineDataModule(TrackedDataModule):
         tee: folder of a dataset that all traces are written to as well; with one rank only.
         workers: simulating processes; 0 simulates in the training process, None takes all cores but one.
         inflation: factor by which the priors of controlled draws are widened (:meth:`.Distribution.inflated`).
-        weighted: train for the posterior of the prior itself, in spite of ``inflation``.
+        weighted: weigh traces back to the prior, so that the loss is that without ``inflation``.
         failures: what a failed execution means, ``"stop"`` or ``"skip"``.
         cache_mb: MiB of decoded validation chunks to keep.
         seed: of the traces, and of observation noise.
@@ -79,7 +79,7 @@ class OnlineDataModule(TrackedDataModule):
         tee: str | None = None,
         workers: int | None = None,
         inflation: float | None = None,
-        weighted: bool = True,
+        weighted: bool = False,
         failures: str = "stop",
         cache_mb: float = 512.0,
         seed: int = 0,
