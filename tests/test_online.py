@@ -1,6 +1,12 @@
 """Training on traces straight from the simulator."""
 
+import itertools
+import multiprocessing
+import os
+import signal
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +17,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 import etalumis as et
-from etalumis.callbacks import Position, Throughput
+from etalumis.callbacks import Paused, Position, Throughput
 from etalumis.conf.build import ConfigError
 from etalumis.conf.compose import compose, plain
 from etalumis.datamodules.online import OnlineDataModule
@@ -52,6 +58,19 @@ def rare() -> float:
     x = float(et.sample(Normal(0.0, 1.0), name="x"))
     if et.sample(Bernoulli(0.01), control=False):
         x += float(et.sample(Uniform(0.0, 1.0), name="more"))
+    et.observe(Normal(x, 1.0), name="y")
+    return x
+
+
+EXECUTED = itertools.count(1)
+
+
+def hanging(sign: str) -> float:
+    """Hangs in its 150th execution in a process, once it has told so."""
+    x = float(et.sample(Normal(0.0, 1.0), name="x"))
+    if next(EXECUTED) == 150:
+        Path(sign).touch()
+        time.sleep(1000.0)
     et.observe(Normal(x, 1.0), name="y")
     return x
 
@@ -281,6 +300,48 @@ def test_a_simulator_in_another_process() -> None:
     assert all(np.isfinite(list(losses.train.values())))
 
 
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+def test_a_simulator_that_hangs_does_not_keep_training_from_stopping(
+    tmp_path: Path, number: signal.Signals, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("test_online.EXECUTED", itertools.count(1))
+    monkeypatch.setattr("etalumis.datamodules.loader._PATIENCE_S", 0.5 if workers == 0 else 10.0)
+    sign = tmp_path / "hangs"
+    words = [
+        "data=online", "simulator=gaussian", f"data.workers={workers}", "logger=none", f"output={tmp_path / 'run'}",
+        "data.batch_size=16", "data.chunk_size=16", "data.valid_traces=0", "data.sample_traces=16",
+        "network.core.hidden=8", "network.head.hidden=8", "network.observation_embedding=8",
+        "trainer.accumulate_grad_batches=2", f"data.tee={tmp_path / 'kept'}",
+    ]  # fmt: skip
+    config = plain(compose("train", words))
+    config["data"]["simulator"] = {"_target_": "test_online:hanging", "sign": str(sign)}
+    asked = []
+
+    def ask() -> None:
+        while not sign.exists():
+            time.sleep(0.05)
+        time.sleep(0.3)  # what came before it is trained with
+        asked.append(time.monotonic())
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=ask, daemon=True).start()
+    with pytest.raises((Paused, KeyboardInterrupt), match=r"after [34] steps, saved in .*: the same command goes on"):
+        fit(config)
+    assert time.monotonic() - asked[0] < 6.0
+    assert not multiprocessing.active_children()
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] in (3, 4)
+
+
+@pytest.mark.slow
+def test_an_execution_that_hangs_is_left_out_after_a_time(tmp_path: Path) -> None:
+    data = online(
+        {"_target_": "test_online:hanging", "sign": str(tmp_path / "hangs")}, workers=1, failures="skip", timeout=0.5,
+        max_failures=0.5, sample_traces=150, valid_traces=0,
+    )  # fmt: skip
+    assert sum(map(len, data.training_batches())) == 160, "the second time, in a new process, it does not hang"
+
+
 def test_failures_are_told(tmp_path: Path) -> None:
     with pytest.raises(SimulationError, match="no such decay"):
         online({"_target_": "test_online:failing"})
@@ -288,6 +349,8 @@ def test_failures_are_told(tmp_path: Path) -> None:
         online(inflation=2.0, tee=str(tmp_path / "kept"))
     with pytest.raises(ConfigError, match="simulator=tau"):
         OnlineDataModule(None)
+    with pytest.raises(ConfigError, match=r"data\.timeout needs processes"):
+        online(timeout=1.0)
     with pytest.raises(ValueError, match="chunk_size must be at least 1; got 0"):
         online(chunk_size=0)
     simulate(gaussian_model, tmp_path, 5, model="gaussian", workers=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from etalumis.callbacks.export import is_trial
 from etalumis.callbacks.requests import Paused, StopRequests, seconds_of
+from etalumis.datamodules.tracked import TrackedDataModule
 
 
 class LastCheckpoint(Checkpoint):
@@ -18,7 +20,8 @@ class LastCheckpoint(Checkpoint):
 
     It saves between two iterations only, never with gradients of half a minibatch at hand or with a validation due,
     so that going on from the file gives what an uninterrupted training gives. SIGTERM, SIGUSR1, Ctrl-C and the time
-    limit let the iteration (or the validation) at work finish, save, and leave by :class:`Paused`.
+    limit let the iteration (or the validation) at work finish, save, and leave by :class:`Paused`; they don't wait for
+    traces that are still simulated.
 
     Args:
         path: the file; replaced each time.
@@ -39,6 +42,9 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._saved = time.monotonic()
         self.requests.listen()
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, TrackedDataModule):
+            data.waiting = partial(self._waiting, trainer)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, number: int) -> None:
         self._steps = trainer.global_step
@@ -75,6 +81,12 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         self.requests.close()
+
+    def _waiting(self, trainer: Trainer) -> None:
+        """No minibatch comes for a while: an iteration is not begun, or half of it is at hand and is done again."""
+        if self.requests.reason:
+            self._save(trainer)
+            self._leave(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         if is_trial(trainer):

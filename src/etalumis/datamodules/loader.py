@@ -6,9 +6,9 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import forkserver
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
@@ -18,6 +18,8 @@ from etalumis.datamodules.reading import Parcel
 from etalumis.networks.packing import TrainingBatch
 
 T = TypeVar("T")
+_LOOK_S = 0.5  # between two looks whether to go on waiting
+_PATIENCE_S = 10.0  # for a thread to end; processes that it waits for need up to two seconds
 _UNDISTURBED = "etalumis.datamodules.undisturbed"  # never imported here, where signals are answered
 
 
@@ -91,17 +93,31 @@ class Ahead(Iterator[T]):
     Args:
         items: where they come from; iterated in the thread.
         depth: how many may wait here.
+        cancel: makes ``items`` end what it is at, called on closing.
+        waiting: called now and then while there is no item; what it raises leaves :meth:`__next__`.
     """
 
-    def __init__(self, items: Iterable[T], depth: int = 2) -> None:
+    def __init__(
+        self,
+        items: Iterable[T],
+        depth: int = 2,
+        cancel: Callable[[], None] = lambda: None,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
         self._ready: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
         self._room = threading.Semaphore(depth)
         self._closed = False
+        self._cancel, self._waiting = cancel, waiting
         self._thread = threading.Thread(target=self._fetch, args=(iter(items),), name="minibatches", daemon=True)
         self._thread.start()
 
     def __next__(self) -> T:
-        item, error = self._ready.get()
+        while True:
+            try:
+                item, error = self._ready.get(timeout=_LOOK_S)
+                break
+            except Empty:
+                self._waiting()
         if error is not None:
             self._ready.put((None, error))  # so that asking again answers the same
             raise error
@@ -110,10 +126,15 @@ class Ahead(Iterator[T]):
         return item
 
     def close(self) -> None:
-        """End the thread and the iteration; items that were fetched are dropped."""
+        """End the thread and the iteration; items that were fetched are dropped.
+
+        A thread that does not end, as what it calls hangs and can't be cancelled, is left behind; it ends with the
+        process.
+        """
         self._closed = True
+        self._cancel()
         self._room.release()
-        self._thread.join()
+        self._thread.join(_PATIENCE_S)
         self._ready = SimpleQueue()
         self._ready.put((None, StopIteration()))
 

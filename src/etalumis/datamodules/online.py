@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from etalumis.datamodules.sources import Held, Sources
 from etalumis.datamodules.split import limited
 from etalumis.datamodules.tracked import Resumed, TrackedDataModule
 from etalumis.execution import TraceBatch
+from etalumis.execution.cancellation import Cancellation
 from etalumis.networks import InferenceNetwork
 from etalumis.networks.layout import rows_of
 from etalumis.networks.packing import TrainingBatch, pack
@@ -58,6 +60,8 @@ class OnlineDataModule(TrackedDataModule):
         inflation: factor by which the priors of controlled draws are widened (:meth:`.Distribution.inflated`).
         weighted: weigh traces back to the prior, so that the loss is that without ``inflation``.
         failures: what a failed execution means, ``"stop"`` or ``"skip"``.
+        max_failures: share of a chunk's traces that may fail where they are skipped; see :class:`.FailurePolicy`.
+        timeout: seconds after which an execution in a worker process counts as hanging; None waits for ever.
         cache_mb: MiB of decoded validation chunks to keep.
         seed: of the traces, and of observation noise.
 
@@ -81,6 +85,8 @@ class OnlineDataModule(TrackedDataModule):
         inflation: float | None = None,
         weighted: bool = False,
         failures: str = "stop",
+        max_failures: float = 0.1,
+        timeout: float | None = None,
         cache_mb: float = 512.0,
         seed: int = 0,
     ) -> None:
@@ -95,8 +101,11 @@ class OnlineDataModule(TrackedDataModule):
         if inflation is not None and not inflation > 0.0:
             raise ValueError(f"inflation must be above 0; got {inflation}")
         self.workers = max(cores() - 1, 1) if workers is None else workers
+        if timeout is not None and self.workers < 1:
+            raise ConfigError("data.timeout needs processes that can be ended: set data.workers of at least 1")
         self.batch_size = batch_size
-        policy = FailurePolicy(failures)  # type: ignore[arg-type]
+        self._aside = int(timeout is not None)
+        policy = FailurePolicy(failures, max_failures, timeout)  # type: ignore[arg-type]
         self.source = Source(simulator, seed, chunk_size, self.workers, policy, inflation)
         self._weighted = weighted and inflation is not None
         self._chunk_size = chunk_size
@@ -205,12 +214,13 @@ class OnlineDataModule(TrackedDataModule):
             end = begin - (-(given % self._parts + left) // self._parts)
         numbers = range(first + begin * self.world_size + self.rank, first + end * self.world_size, self.world_size)
         self._loader = SimulationLoader(
-            lambda: self._stream(numbers),
+            partial(self._stream, numbers),
             self._prepare,
             self._parts,
             self.epoch_length,
             self.resumed.minibatches,
             given,
+            lambda: self.waiting(),
         )
         return self._loader
 
@@ -236,8 +246,8 @@ class OnlineDataModule(TrackedDataModule):
             self._copy.end(complete)
             self._copy = None
 
-    def _stream(self, numbers: Sequence[int]) -> Iterator[tuple[int, TraceBatch]]:
-        for number, chunk in zip(numbers, self.source.chunks(numbers), strict=True):
+    def _stream(self, numbers: Sequence[int], cancellation: Cancellation) -> Iterator[tuple[int, TraceBatch]]:
+        for number, chunk in zip(numbers, self.source.chunks(numbers, cancellation=cancellation), strict=True):
             if self._copy is not None:
                 self._copy.write(number, chunk)
             yield number, self.source.traces(number, chunk)
@@ -253,6 +263,6 @@ class OnlineDataModule(TrackedDataModule):
         return pack(traces, self._layout, seed=self._seed, weighted=self._weighted)
 
     def _made(self, numbers: Sequence[int], from_prior: bool = False) -> Iterator[TraceBatch]:
-        """Traces of some chunks, made in this process."""
-        for number, chunk in zip(numbers, self.source.chunks(numbers, 0, from_prior), strict=True):
+        """Traces of some chunks, made in this process, or in another if they may hang."""
+        for number, chunk in zip(numbers, self.source.chunks(numbers, self._aside, from_prior), strict=True):
             yield self.source.traces(number, chunk)

@@ -14,6 +14,7 @@ import numpy as np
 from etalumis.conf.build import build_model, close
 from etalumis.datamodules.loader import Ahead
 from etalumis.execution import AddressBook, TraceBatch
+from etalumis.execution.cancellation import Cancellation
 from etalumis.networks.packing import TrainingBatch
 from etalumis.storage import DatasetError, Encoding, Origin, ShardWriter, SimulationError, decode
 from etalumis.storage.chunk import EncodedChunk, chunk_key
@@ -67,15 +68,21 @@ class Source:
         )
 
     def chunks(
-        self, numbers: Sequence[int], workers: int | None = None, from_prior: bool = False
+        self,
+        numbers: Sequence[int],
+        workers: int | None = None,
+        from_prior: bool = False,
+        cancellation: Cancellation | None = None,
     ) -> Iterator[EncodedChunk]:
         """The chunks of these numbers in order, made ahead where there are ``workers``.
 
-        With ``from_prior`` they come from the priors as they are, in spite of ``inflation``.
+        With ``from_prior`` they come from the priors as they are, in spite of ``inflation``. Another thread ends the
+        work through ``cancellation``.
         """
         count = self._workers if workers is None else workers
         inflation = None if from_prior else self._inflation
-        with closing(make_chunks(self._factory, self._origin, numbers, count, self._failures, inflation)) as made:
+        makes = make_chunks(self._factory, self._origin, numbers, count, self._failures, inflation, cancellation)
+        with closing(makes) as made:
             for chunk, _ in made:
                 yield chunk
 
@@ -127,11 +134,13 @@ class SimulationLoader:
     """Minibatches of new traces, in epochs of equal length; no trace comes twice.
 
     Args:
-        stream: chunk numbers and traces, in order; iterated in a thread of its own, once.
+        stream: chunk numbers and traces, in order; iterated in a thread of its own, once; ends when cancelled.
         prepare: from traces to a packed minibatch; called in the thread that trains, between two of its steps.
         parts: minibatches that each chunk is cut into.
         length: minibatches of an epoch.
         skipped: of the first epoch, that are behind; of its first chunk those that ``skipped`` leaves a part of.
+        given: see below, at the start.
+        waiting: called now and then while there are no traces; what it raises leaves the iteration.
 
     Attributes:
         waited: seconds that whoever iterates has spent waiting for traces.
@@ -140,13 +149,15 @@ class SimulationLoader:
 
     def __init__(
         self,
-        stream: Callable[[], Iterator[tuple[int, TraceBatch]]],
+        stream: Callable[[Cancellation], Iterator[tuple[int, TraceBatch]]],
         prepare: Callable[[TraceBatch], TrainingBatch],
         parts: int,
         length: int,
         skipped: int,
         given: int,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
+        self._waiting = waiting
         self._stream = stream
         self._prepare = prepare
         self._parts = parts
@@ -176,7 +187,8 @@ class SimulationLoader:
 
     def _next(self) -> TraceBatch:
         if self._ahead is None:
-            self._ahead = Ahead(self._stream())
+            work = Cancellation()
+            self._ahead = Ahead(self._stream(work), cancel=work.cancel, waiting=self._waiting)
         while (traces := next(self._rows, None)) is None:
             number, chunk = next(self._ahead)
             if len(chunk) < self._parts:
@@ -189,7 +201,7 @@ class SimulationLoader:
         return traces
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, whatever they do."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from pytorch_lightning import LightningDataModule
@@ -52,6 +52,8 @@ class TrackedDataModule(LightningDataModule):
         resumed: where training was gone on with.
         valid_order: minibatches to validate with.
         grow: whether the network may gain rows while it is trained.
+        waiting: called now and then while the next minibatch is not there, where that may take long; what it raises
+            ends training, as for a request to stop.
     """
 
     valid_order: ValidationOrder
@@ -61,6 +63,7 @@ class TrackedDataModule(LightningDataModule):
         super().__init__()
         self.rank, self.world_size = 0, 1
         self.resumed = Resumed()
+        self.waiting: Callable[[], None] = lambda: None
 
     def setup(self, stage: str) -> None:
         if self.trainer is not None:

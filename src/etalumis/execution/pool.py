@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from etalumis.execution.cancellation import Cancellation
 from etalumis.execution.pool_worker import NOWHERE, PoolError, Report, Work, no_report, serve
 
 Task = TypeVar("Task")
@@ -52,12 +53,19 @@ class Pool(Generic[Task, Result]):
         make: makes the work; called once in each process, which gets it by pickling.
         workers: processes.
         timeout: seconds without a new position after which a worker counts as hanging; None waits forever.
+        cancellation: by which another thread ends a run, whatever its workers do.
 
     Raises:
         PoolError: ``make`` can't be sent to another process.
     """
 
-    def __init__(self, make: Callable[[], Work[Task, Result]], workers: int, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Work[Task, Result]],
+        workers: int,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> None:
         if workers < 1:
             raise ValueError(f"a pool needs at least one worker; got {workers}")
         try:
@@ -68,6 +76,7 @@ class Pool(Generic[Task, Result]):
                 "importable module"
             ) from error
         self._timeout = timeout
+        self._cancellation = cancellation or Cancellation()
         self._members: dict[Connection, _Member[Task]] = {}
         try:
             for _ in range(workers):
@@ -92,6 +101,7 @@ class Pool(Generic[Task, Result]):
 
         Raises:
             PoolError: a worker was lost.
+            Cancelled: by another thread.
             Exception: whatever the work raised, from a PoolError that shows where.
         """
         waiting = enumerate(tasks)
@@ -156,7 +166,9 @@ class Pool(Generic[Task, Result]):
     ) -> Iterator[tuple[int, Result]]:
         """Wait until something happens; yields results."""
         pause = None if self._timeout is None else min(self._timeout / 4, 1.0)
-        for readable in wait(list(self._members), pause):
+        happened = wait([*self._members, self._cancellation.wakes], pause)
+        self._cancellation.check()
+        for readable in happened:
             assert isinstance(readable, Connection)
             member = self._members[readable]
             try:

@@ -14,6 +14,8 @@ from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, Protocol, TypeVar
 
+from etalumis.execution.cancellation import Cancellation
+
 Result_co = TypeVar("Result_co", covariant=True)
 Task_contra = TypeVar("Task_contra", contravariant=True)
 Report = Callable[[int, str], None]
@@ -66,14 +68,17 @@ class _Desk:
 class OwnDesk:
     """The desk of work in this very process."""
 
-    def __init__(self, report: Report = no_report) -> None:
+    def __init__(self, report: Report = no_report, cancellation: Cancellation | None = None) -> None:
         self._report = report
+        self._cancellation = cancellation
 
     def __call__(self, amount: int, note: str) -> None:
         self._report(amount, note)
 
     def at(self, position: int) -> None:
-        """Nobody looks."""
+        """Nobody looks, but here the work may be cancelled."""
+        if self._cancellation is not None:
+            self._cancellation.check()
 
 
 def serve(connection: Connection, payload: bytes, position: Any) -> None:

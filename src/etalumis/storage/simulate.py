@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from etalumis.execution.cancellation import Cancellation
 from etalumis.execution.pool import Loss, Pool
 from etalumis.execution.pool_worker import NOWHERE, OwnDesk, PoolError
 from etalumis.storage.chunk import Encoding
@@ -181,6 +182,7 @@ def make_chunks(
     workers: int,
     policy: FailurePolicy,
     inflation: float | None = None,
+    cancellation: Cancellation | None = None,
 ) -> Generator[Made, None, None]:
     """The chunks of these numbers in order, made in this process (``workers=0``) or in others.
 
@@ -188,6 +190,7 @@ def make_chunks(
 
     Raises:
         SimulationError: an execution failed or a worker died, and the policy does not let it pass.
+        Cancelled: by another thread, through ``cancellation``.
     """
     if not todo:
         return
@@ -196,9 +199,9 @@ def make_chunks(
         if workers < 1:
             runner = make()
             for task in tasks:
-                yield runner(task, OwnDesk())
+                yield runner(task, OwnDesk(cancellation=cancellation))
             return
-        with Pool[ChunkTask, Made](make, min(workers, len(todo)), policy.timeout) as pool:
+        with Pool[ChunkTask, Made](make, min(workers, len(todo)), policy.timeout, cancellation) as pool:
             yield from pool.run(tasks, recover=_Recovery(origin, policy))
     except PoolError as error:
         raise SimulationError(f"{error}, or use workers=0") from error
