@@ -348,8 +348,8 @@ def test_interrupted_after_any_step(step: int, unsorted: Path, expected: Path, t
         with path.open("ab") as file:
             file.write(b"{" * 700)
     with pytest.raises(DatasetError, match=r"unfinished sort with other settings \(memory_mb\)"):
-        sort(unsorted, output, workers=0, memory_mb=MEMORY_MB, shard_bytes=20_000)
-    sort(unsorted, output, workers=0, memory_mb=97.5, shard_bytes=20_000)
+        sort(unsorted, output, workers=0, memory_mb=97.2, shard_bytes=20_000)
+    sort(unsorted, output, workers=0, memory_mb=97.5 if step % 8 else MEMORY_MB, shard_bytes=20_000)
     assert content(output) == content(expected)
 
 

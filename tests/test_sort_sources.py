@@ -1,10 +1,14 @@
 """What a sort knows of its sources: that they changed, which of their executions failed, what they can't give."""
 
 import json
-from collections.abc import Callable
+import re
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import etalumis as et
@@ -14,6 +18,7 @@ from etalumis.storage import Dataset, DatasetError, Encoding, Origin, ShardWrite
 from etalumis.storage.chunk import encode_chunk
 from etalumis.storage.failures import FailedTrace, FailurePolicy
 from etalumis.storage.inspect import failed
+from etalumis.storage.plan import BASE_MB
 from etalumis.storage.validate import validate
 
 pytestmark = pytest.mark.timeout(60)
@@ -152,3 +157,58 @@ def test_missing_traces_are_found(tmp_path: Path) -> None:
     (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
     (problem,) = validate(tmp_path / "a", workers=0)
     assert "40 traces stored and 0 failed do not make 50" in problem
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+def rarely_large() -> float:
+    """One trace in twenty is hundreds of times as large."""
+    u = et.sample(Uniform(0.0, 1.0), name="u")
+    if u < 0.05:
+        et.sample(Uniform(0.0, 1.0), name="large")
+        et.observe(Normal(np.random.default_rng(int(u * 1e9)).normal(size=8000), 1.0), name="image")
+    else:
+        et.observe(Normal(u, 1.0), name="y")
+    return float(u)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mixed") / "d"
+    simulate(lambda: et.Model(rarely_large), path, 1600, model="rarely_large", workers=0, chunk_size=16)
+    return path
+
+
+def test_a_rare_type_of_large_traces_is_sorted_in_the_memory_allowed(mixed: Path, tmp_path: Path) -> None:
+    """They are one group, which was thought to be small."""
+    tracemalloc.start()
+    sort(mixed, tmp_path / "s", workers=0, memory_mb=BASE_MB + 4.0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < (4 + 2) * 2**20  # what BASE_MB is for has a part in it
+    sort(mixed, tmp_path / "t", workers=0, memory_mb=BASE_MB + 200.0)
+    for path in (tmp_path / "t").iterdir():
+        assert (tmp_path / "s" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_chunk_that_is_too_large_is_found_when_it_was_read_and_more_memory_goes_on(
+    mixed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DatasetError, match=r"memory_mb=100 is too little: .* needs (\d+)") as raised:
+        sort(mixed, tmp_path / "s", workers=0, memory_mb=BASE_MB + 4.0, chunk_size=80)
+    needed = re.search(r"needs (\d+)", str(raised.value))
+    assert needed is not None
+    assert int(needed[1]) > BASE_MB + 4.0
+    runs = sorted((tmp_path / "s" / "sorting").glob("run-*.tar"))
+    written = [path.stat().st_mtime_ns for path in runs]
+    seen: list[int] = []
+
+    @contextmanager
+    def progress(step: str, total: int) -> Iterator[Callable[[int], None]]:
+        seen.extend(path.stat().st_mtime_ns for path in runs if step == "write")
+        yield lambda done: None
+
+    sort(mixed, tmp_path / "s", workers=0, memory_mb=float(needed[1]), chunk_size=80, progress=progress)
+    assert seen == written
+    assert list(validate(tmp_path / "s", workers=0)) == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,8 +107,8 @@ class Sources:
         Raises:
             DatasetError: the sources hold the same traces, or differ in a setting that is to be kept.
         """
-        sources = [o for d, shift in zip(self.datasets, self.shifts, strict=True) for o in _origins(d, shift)]
-        self._refuse_doubles(sources)
+        sources = [o for d, shift in zip(self.datasets, self.shifts, strict=True) for o in runs_of(d, shift)]
+        refuse_doubles(sources)
         origins = [dataset.manifest.origin for dataset in self.datasets]
         first = origins[0]
         kept: dict[str, Any] = {}
@@ -146,18 +146,26 @@ class Sources:
             following += _executions(dataset)
         return shifts
 
-    def _refuse_doubles(self, origins: list[dict[str, Any]]) -> None:
-        """The same trace from two datasets would count twice in every mean over the traces."""
-        seen: dict[str, list[tuple[int, int]]] = {}
-        for origin in origins:
-            key = json.dumps([origin["model"], origin["seed"], origin["simulator"]], sort_keys=True)
-            span = (origin["first"], origin["last"])
-            if any(span[0] <= last and first <= span[1] for first, last in seen.setdefault(key, [])):
-                raise DatasetError(
-                    f"two datasets hold the same traces: of {origin['model']!r} with seed {origin['seed']}, in indices "
-                    f"{span[0]} to {span[1]}; simulate one of them with another seed"
-                )
-            seen[key].append(span)
+
+def refuse_doubles(runs: Iterable[Mapping[str, Any]]) -> None:
+    """The same trace from two datasets would count twice in every mean over the traces.
+
+    Args:
+        runs: those that the traces come from, as :func:`runs_of` describes them.
+
+    Raises:
+        DatasetError: two of them have traces of one model, seed (modulo 2⁶⁴, as random numbers take it) and index.
+    """
+    seen: dict[str, list[tuple[int, int]]] = {}
+    for run in runs:
+        key = json.dumps([run["model"], run["seed"] % 2**64, run["simulator"]], sort_keys=True)
+        span = (run["first"], run["last"])
+        if any(span[0] <= last and first <= span[1] for first, last in seen.setdefault(key, [])):
+            raise DatasetError(
+                f"two datasets hold the same traces: of {run['model']!r} with seed {run['seed']}, in indices "
+                f"{span[0]} to {span[1]}; simulate one of them with another seed"
+            )
+        seen[key].append(span)
 
 
 def checksum(dataset: Dataset) -> int:
@@ -171,7 +179,7 @@ def _executions(dataset: Dataset) -> int:
     return int(max(dataset.manifest.origin.num_traces or 0, last + 1))
 
 
-def _origins(dataset: Dataset, shift: int) -> list[dict[str, Any]]:
+def runs_of(dataset: Dataset, shift: int = 0) -> list[dict[str, Any]]:
     """Where the traces of a dataset come from: a run's seed and simulator, its indices, and what was added to them.
 
     The checksum of the run's manifest, which has those of all its files, tells it from one of the same settings that

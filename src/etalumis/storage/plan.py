@@ -3,7 +3,8 @@
 The order of traces is by (controlled draws of the type, type, trace index). Types with traces enough get storage
 chunks of their own; rare ones share chunks with those next in length. Chunks, and the shards that they lie in,
 depend on the traces alone; the steps of the work (runs to read, groups of chunks to write) also on the memory that a
-process may use, never on how many processes there are.
+process may use, never on how many processes there are. How large each trace is the index does not say: what is planned
+here takes it from the number of draws, and groups that turn out larger when they were read are put together in parts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from etalumis.execution import TraceBatch
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.merge import Sources
@@ -75,21 +77,50 @@ def make_plan(sources: Sources, chunk_size: int, shard_bytes: float, memory_mb: 
     each = max(memory - _DRAW_BYTES * draws, 0) / len(index)
     weight = np.add.reduceat(each + _DRAW_BYTES * index.length[sorted_traces].astype(np.float64), chunks[:-1])
     stored = sum(entry.size for entry in entries) / memory
-    base_mb = BASE_MB + _TRACE_BYTES * len(index) / 2**20
-    budget = (memory_mb - base_mb) * 2**20 / _HELD
-    largest = max(float(weight.max()), max(entry.memory for entry in entries))
-    if largest > budget:
+    sizes = np.array([entry.memory for entry in entries], dtype=np.float64)
+    most = budget(memory_mb, len(index), max(float(weight.max()), float(sizes.max())))
+    shards = list(packed(weight * stored, shard_bytes))
+    groups = [
+        first + start for first, last in pairwise(shards) for start in list(packed(weight[first:last], most))[:-1]
+    ]
+    return Plan(rank, chunks, shards, [*groups, shards[-1]], list(packed(sizes, most)))
+
+
+def budget(memory_mb: float, traces: int, largest: float) -> float:
+    """Bytes of decoded traces that a process may work on at once.
+
+    Args:
+        memory_mb: MiB that it may use.
+        traces: how many are sorted.
+        largest: bytes of the largest storage chunk.
+
+    Raises:
+        DatasetError: they are more.
+    """
+    base_mb = BASE_MB + _TRACE_BYTES * traces / 2**20
+    most = (memory_mb - base_mb) * 2**20 / _HELD
+    if largest > most:
         needed = int(base_mb) + int(largest * _HELD / 2**20) + 2
         raise DatasetError(
-            f"memory_mb={memory_mb:g} is too little: the largest storage chunk needs {needed}; give that, or "
-            "simulate with a smaller chunk_size"
+            f"memory_mb={memory_mb:g} is too little: the largest storage chunk needs {needed}; give that, or a smaller "
+            "chunk_size (to simulate, if it is one of the input; else to sort, into another folder)"
         )
-    shards = list(_packed(weight * stored, shard_bytes))
-    groups = [
-        first + start for first, last in pairwise(shards) for start in list(_packed(weight[first:last], budget))[:-1]
-    ]
-    runs = list(_packed(np.array([entry.memory for entry in entries], dtype=np.float64), budget))
-    return Plan(rank, chunks, shards, [*groups, shards[-1]], runs)
+    return most
+
+
+def weigh(batch: TraceBatch) -> NDArray[np.float64]:
+    """Bytes of each trace of a batch in its arrays, float64 (N,)."""
+    values = np.bincount(batch.trace_of_draw, np.diff(batch.value_offsets), len(batch))
+    weight = (_DRAW_BYTES - 8) * batch.lengths + 8.0 * values
+    for column in batch.observes:
+        arrays = [*column.parameters, *(() if column.values is None else (column.values,))]
+        of_row = sum(array.nbytes / len(array) for array in arrays if len(array) == len(column))
+        weight += of_row * np.bincount(column.rows, minlength=len(batch))
+    for tag in (*batch.tags, batch.result):
+        if isinstance(tag.values, np.ndarray) and len(tag):
+            weight += tag.values.nbytes / len(tag) * np.bincount(tag.rows, minlength=len(batch))
+    whole = sum(array.nbytes for array in batch.to_arrays()[0].values())
+    return np.asarray(weight + max(whole - weight.sum(), 0.0) / len(batch))
 
 
 def _arrange(counts: list[int], chunk_size: int) -> tuple[list[int], NDArray[np.int64]]:
@@ -116,7 +147,7 @@ def _arrange(counts: list[int], chunk_size: int) -> tuple[list[int], NDArray[np.
     return order, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def _packed(weights: NDArray[np.float64], capacity: float) -> Iterator[int]:
+def packed(weights: NDArray[np.float64], capacity: float) -> Iterator[int]:
     """Where to cut a sequence so that the parts weigh at most ``capacity`` (or are single), and its length."""
     held = 0.0
     for number, weight in enumerate(weights.tolist()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from etalumis.storage.codec import decode_arrays, encode_arrays
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.manifest import ADDRESSES, to_bytes, write_atomically
 from etalumis.storage.merge import Sources
-from etalumis.storage.plan import Plan
+from etalumis.storage.plan import Plan, weigh
 from etalumis.storage.tar import END_OF_ARCHIVE, pack_span, unpack_span
 from etalumis.storage.tidy import tidy
 
@@ -85,6 +86,7 @@ class Workshop:
         del batches
         rank = np.array(plan.rank[start : start + len(whole)])
         order = np.argsort(rank)
+        weight = np.bincount(np.searchsorted(plan.chunks, rank, side="right") - 1, weigh(whole))
         starts = plan.chunks[plan.groups]
         cuts = np.searchsorted(rank[order], starts)
         part = self.run_path(number).with_suffix(".part")
@@ -98,29 +100,43 @@ class Workshop:
                 table.append([group, file.tell(), len(span), zlib.crc32(span)])
                 file.write(span)
             file.write(END_OF_ARCHIVE)
-        write_atomically(self.run_path(number).with_suffix(".json"), to_bytes(table))
+        held = {"pieces": table, "bytes": [[chunk, weight[chunk]] for chunk in np.flatnonzero(weight).tolist()]}
+        write_atomically(self.run_path(number).with_suffix(".json"), to_bytes(held))
         part.replace(self.run_path(number))
         return []
 
-    def assemble(self, task: tuple[int, int]) -> list[bytes]:
-        """Encode the chunks of a group from a given one on.
+    def weights(self) -> NDArray[np.float64]:
+        """Bytes of the traces of each sorted chunk, float64 (C,); known when all runs are divided."""
+        weight = np.zeros(len(self.plan.chunks) - 1)
+        for held in self._held:
+            for chunk, size in held["bytes"]:
+                weight[chunk] += size
+        return weight
+
+    def assemble(self, task: tuple[int, int, int]) -> list[bytes]:
+        """Encode some chunks of a group.
 
         Args:
-            task: the group and the first chunk.
+            task: the group, the first chunk, and the one after the last.
 
         Returns:
             per chunk: JSON of what its dataset must know of it, sites with the dataset's ids, and its tar entries.
         """
-        group, first = task
+        group, first, last = task
         plan = self.plan
-        pieces = [piece for run in range(len(plan.runs) - 1) for piece in self._pieces(run, group)]
+        start, stop = int(plan.chunks[first]), int(plan.chunks[last])
+        pieces: list[tuple[TraceBatch, NDArray[np.int64]]] = []
+        for run in range(len(plan.runs) - 1):
+            for batch, rank in self._pieces(run, group):
+                rows = np.flatnonzero((start <= rank) & (rank < stop))
+                if len(rows):
+                    pieces.append((batch, rank) if len(rows) == len(rank) else (batch.select(rows), rank[rows]))
         rank = np.concatenate([rank for _, rank in pieces])
         whole = TraceBatch.concatenate([batch for batch, _ in pieces])
         del pieces
         order = np.argsort(rank)
-        start = int(plan.chunks[plan.groups[group]])
         out: list[bytes] = []
-        for chunk in range(first, plan.groups[group + 1]):
+        for chunk in range(first, last):
             rows = order[plan.chunks[chunk] - start : plan.chunks[chunk + 1] - start]
             encoded = encode_chunk(chunk, tidy(whole.select(rows)), self.encoding)
             ids = np.array([self.addresses.find(address) for address in encoded.addresses.entries], dtype=np.int32)
@@ -128,13 +144,16 @@ class Workshop:
             out += [encoded.header(), address_entry(chunk, ids) + encoded.span]
         return out
 
+    @property
+    def _held(self) -> Iterator[dict[str, Any]]:
+        """What was written down of each run."""
+        for run in range(len(self.plan.runs) - 1):
+            yield json.loads(self.run_path(run).with_suffix(".json").read_bytes())
+
     @cached_property
     def _tables(self) -> list[dict[int, list[int]]]:
         """Where the traces for each group lie in each run file."""
-        tables = (
-            json.loads(self.run_path(r).with_suffix(".json").read_bytes()) for r in range(len(self.plan.runs) - 1)
-        )
-        return [{group: place for group, *place in table} for table in tables]
+        return [{group: place for group, *place in held["pieces"]} for held in self._held]
 
     def _pieces(self, run: int, group: int) -> list[tuple[TraceBatch, NDArray[np.int64]]]:
         place = self._tables[run].get(group)

@@ -34,7 +34,7 @@ from etalumis.storage.manifest import (
     write_atomically,
 )
 from etalumis.storage.merge import Sources, checksum
-from etalumis.storage.plan import make_plan
+from etalumis.storage.plan import budget, make_plan
 from etalumis.storage.ranks import Ranks
 from etalumis.storage.runs import Workshop
 from etalumis.storage.sites import Sites
@@ -116,7 +116,7 @@ class _Sort:
             if not done:
                 self._together(self._first_only(lambda: self._begin(stack, workshop, origin, memory_mb)))
                 self._together(lambda: self._divide(workshop))
-                self._together(lambda: self._assemble(workshop))
+                self._together(lambda: self._assemble(workshop, memory_mb))
                 self._together(self._first_only(lambda: self._finish(workshop, origin)))
             elif self._ranks.rank == 0:
                 shutil.rmtree(self._directory, ignore_errors=True)
@@ -170,12 +170,14 @@ class _Sort:
             raise DatasetError(f"{self._output} holds other shards; choose another folder, or delete them first")
 
     def _resumes(self, settings: dict[str, Any]) -> bool:
-        """Whether the work folder holds a plan, made for these settings."""
+        """Whether the work folder holds a plan, made for these settings or for less memory."""
         path = self._directory / "settings.json"
         if not path.exists():
             return False
         ours, theirs = json.loads(to_bytes(settings)), json.loads(path.read_bytes())
         differing = [key for key in ours if ours[key] != theirs.get(key)]
+        if differing == ["memory_mb"] and ours["memory_mb"] > theirs["memory_mb"]:
+            return True  # what was planned for less fits
         if differing:
             raise DatasetError(
                 f"{self._output} holds an unfinished sort with other settings ({', '.join(differing)}): repeat its own "
@@ -211,12 +213,13 @@ class _Sort:
                 done += sizes[run]
                 report(done)
 
-    def _assemble(self, workshop: Workshop) -> None:
-        plan = workshop.plan
+    def _assemble(self, workshop: Workshop, memory_mb: float) -> None:
+        plan, weight = workshop.plan, workshop.weights()
+        most = budget(memory_mb, len(plan.rank), float(weight.max()))
         shards = [
             SortedShard(self._output, self._directory, number, plan) for number in self._mine(len(plan.shards) - 1)
         ]
-        tasks = [(shard, task) for shard in shards for task in shard.tasks()]
+        tasks = [(shard, task) for shard in shards for task in shard.tasks(weight, most)]
         total = sum(int(plan.chunks[shard.stop] - plan.chunks[shard.start]) for shard in shards)
         with self._progress("write", total) as report:
             done = sum(shard.traces for shard in shards)

@@ -10,9 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from etalumis.storage.chunk import EncodedChunk
 from etalumis.storage.manifest import ChunkEntry, shard_name, to_bytes
-from etalumis.storage.plan import Plan
+from etalumis.storage.plan import Plan, packed
 from etalumis.storage.tar import END_OF_ARCHIVE
 
 
@@ -38,14 +41,20 @@ class SortedShard:
     def traces(self) -> int:
         return sum(line["chunk"]["traces"] for line in self.lines)
 
-    def tasks(self) -> list[tuple[int, int]]:
-        """What is left to do: groups, and the first chunk of each that is not there yet."""
+    def tasks(self, weight: NDArray[np.float64], most: float) -> list[tuple[int, int, int]]:
+        """What is left to do: parts of groups as the group, the first chunk, and the one after the last.
+
+        Args:
+            weight: bytes of the traces of each chunk of the dataset.
+            most: those of a part.
+        """
         groups, following = self._plan.groups, self.start + len(self.lines)
-        return [
-            (group, max(first, following))
-            for group, (first, last) in enumerate(pairwise(groups))
-            if self.start <= first and last <= self.stop and following < last
-        ]
+        tasks: list[tuple[int, int, int]] = []
+        for group, (start, last) in enumerate(pairwise(groups)):
+            if self.start <= start and last <= self.stop and following < last:
+                first = max(start, following)
+                tasks += [(group, first + a, first + b) for a, b in pairwise(packed(weight[first:last], most))]
+        return tasks
 
     def append(self, header: bytes, content: bytes) -> int:
         """Write the next chunk; returns its number of traces."""
