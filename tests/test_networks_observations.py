@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+import etalumis as et
+from etalumis.distributions import Normal
+from etalumis.networks import InferenceNetwork
 from etalumis.networks.errors import NetworkConfigError
 from etalumis.networks.observations import CNN, ObservationEmbedding, Standardise, default_embedding
+from network_models import SMALL, traces
 
 
 def test_the_papers_cnn_has_its_layers() -> None:
@@ -119,6 +123,30 @@ def test_constant_elements_and_missing_values_become_zero() -> None:
     assert not y[:, 0].any()
     assert not y[:10, 1].any()
     assert y[10:, 1].std().item() == pytest.approx(1.0, rel=0.02)
+
+
+@pytest.mark.parametrize("offset", [1e8, -1e13])
+def test_an_offset_that_leaves_nothing_in_float32_is_named(offset: float) -> None:
+    def far() -> None:
+        x = et.sample(Normal(0.0, 1.0), name="x")
+        et.observe(Normal(x, 1.0), name="near")
+        et.observe(Normal([x, offset + x], 0.1), name="far")
+
+    with pytest.raises(NetworkConfigError, match=r"observation 'far' is -?1e\+.* give or take .*subtract the offset"):
+        InferenceNetwork.for_batch(SMALL, traces(far, 50))
+
+
+def test_large_numbers_that_vary_enough_or_not_at_all_are_taken() -> None:
+    def large() -> None:
+        x = et.sample(Normal(0.0, 1.0), name="x")
+        et.observe(Normal(1e8 + 1e5 * x, 1e3), name="wide")
+        et.observe(Normal([1e8, x], [1e-12, 1.0]), name="constant")
+
+    network = InferenceNetwork.for_batch(SMALL, traces(large, 50))
+    (standard,) = network.observations.standards
+    assert isinstance(standard, Standardise)
+    assert float(standard.scale[0]) == pytest.approx(1e5, rel=0.5)
+    assert float(standard.scale[1]) == 1.0
 
 
 def test_scalars_and_vectors_are_joined_and_images_embedded_alone() -> None:

@@ -123,9 +123,13 @@ class InferenceNetwork(nn.Module):
         return network
 
     def standardise(self, batch: TraceBatch, seed: int = 0) -> None:
-        """Take the constants that standardise observations from traces."""
+        """Take the constants that standardise observations from traces.
+
+        Raises:
+            NetworkConfigError: the float32 numbers that the network reads can't hold what varies in an observation.
+        """
         order = torch.arange(len(batch)).numpy()
-        values = observed_values(batch, self.layout.observations, order, seed, 0, fresh_noise=True)
+        values = observed_values(batch, self.layout.observations, order, seed, 0, fresh_noise=True, exact=True)
         self.observations.fit(realised(values))
 
     # --- growing ----------------------------------------------------------------------------------------------

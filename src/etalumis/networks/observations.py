@@ -21,6 +21,7 @@ from etalumis.networks.errors import NetworkConfigError
 _TINY = 1e-12
 _COMPRESSIONS = ("none", "asinh", "log1p")
 _STANDARDS = ("each", "all", "none")
+_COARSE = 0.05  # of an observation's spread: what float32 numbers of its size may at most be apart
 _PAPER_AXIS = 20  # voxels per axis below which the paper's unpadded CNN has nothing left
 
 
@@ -254,27 +255,51 @@ class ObservationEmbedding(nn.Module):
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor | None:
         """Embeddings of observations (N, *shape) by name; None where there are none to embed."""
+        dtype = next((parameter.dtype for parameter in self.parameters()), torch.float32)
         parts = [
             network(standard(x))
-            for network, standard, x in zip(self.networks, self.standards, self._inputs(observations), strict=True)
+            for network, standard, x in zip(
+                self.networks, self.standards, self._inputs(observations, dtype), strict=True
+            )
         ]
         if self.join is None:
             return parts[0] if parts else None
         return F.relu(self.join(torch.cat(parts, 1)))
 
     def fit(self, observations: Mapping[str, Tensor]) -> None:
-        """Take the constants of standardisation from observations (n, *shape) by name."""
-        for standard, x in zip(self.standards, self._inputs(observations), strict=True):
+        """Take the constants of standardisation from observations (n, *shape) by name, in float64 as they are.
+
+        Raises:
+            NetworkConfigError: naming one whose offset leaves nothing of its spread in float32.
+        """
+        for name in self.shapes:
+            _check_offset(name, observations[name].double())
+        for standard, x in zip(self.standards, self._inputs(observations, torch.float64), strict=True):
             if isinstance(standard, Standardise):
                 standard.fit(x)
 
-    def _inputs(self, observations: Mapping[str, Tensor]) -> list[Tensor]:
-        dtype = next((parameter.dtype for parameter in self.parameters()), torch.float32)
+    def _inputs(self, observations: Mapping[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
         inputs = [observations[name].to(dtype) for name in self.single]
         if self.joined:
             columns = [observations[name].to(dtype).reshape(-1, math.prod(self.shapes[name])) for name in self.joined]
             inputs.append(torch.cat(columns, 1))
         return inputs
+
+
+def _check_offset(name: str, x: Tensor) -> None:
+    """See that float32, in which observations reach the network, can tell the values of each element apart."""
+    loc = x.nanmean(0)
+    spread = (x - loc).square().nanmean(0).sqrt()
+    size = loc.abs()
+    varies = spread > 16 * torch.finfo(torch.float64).eps * size  # more than by rounding
+    lost = varies & (torch.finfo(torch.float32).eps * size > _COARSE * spread)
+    if lost.any():
+        where = int(lost.flatten().nonzero()[0])
+        offset, width = (float(part.flatten()[where]) for part in (loc, spread))
+        raise NetworkConfigError(
+            f"observation {name!r} is {offset:.6g} give or take {width:.3g}: the network reads float32, which can't "
+            f"tell such values apart; subtract the offset in the simulator, as observe(Normal(x - {offset:.6g}, ...))"
+        )
 
 
 def _build(make: Any, name: str, shape: Sequence[int], size: int, arguments: Mapping[str, Any]) -> nn.Module:

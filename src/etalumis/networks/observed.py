@@ -37,16 +37,18 @@ def observed_values(
     epoch: int,
     fresh_noise: bool,
     on_device: bool = False,
+    exact: bool = False,
 ) -> dict[str, Tensor | Noisy]:
     """Observations by name: float32 (N, *shape), traces in ``order``; NaN where a trace lacks one.
 
     A name met several times in a trace has its values one after the other along the first axis of ``shape``. With
-    ``on_device``, those of normal likelihoods that would be drawn here are left to be drawn.
+    ``on_device``, those of normal likelihoods that would be drawn here are left to be drawn. ``exact`` gives float64.
 
     Raises:
         ValueError: where none of the names occurs though others do, or one occurs more often than the shape allows,
             with another shape, as NaN, or in different statements of one trace.
     """
+    dtype = np.dtype(np.float64 if exact else np.float32)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     known = {c.name for c in batch.observes if c.name}
@@ -57,14 +59,15 @@ def observed_values(
     for number, (name, shape) in enumerate(shapes.items()):
         met = list(meetings(batch, name))
         key = (seed, epoch, number)
-        target = _Target(name, tuple(shape), len(batch), rank)
+        target = _Target(name, tuple(shape), len(batch), rank, dtype)
         target.check(met)
         if on_device and met and all(_is_normal_noise(c, fresh_noise) for c, _ in met):
             out[name] = _left_to_draw(met, target, batch.index[order], key)
             continue
         values = target.empty()
         for column, meeting in met:
-            target.put(values, column, meeting, _values(column, batch.index[column.rows], meeting, key, fresh_noise))
+            drawn = _values(column, batch.index[column.rows], meeting, key, fresh_noise, dtype)
+            target.put(values, column, meeting, drawn)
         out[name] = torch.from_numpy(values)
     return out
 
@@ -72,12 +75,14 @@ def observed_values(
 class _Target:
     """Where the values of one name go: an array (N, *shape), traces by rank, several meetings along its first axis."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], traces: int, rank: NDArray[np.int64]) -> None:
-        self.name, self.shape, self.traces, self.rank = name, shape, traces, rank
+    def __init__(
+        self, name: str, shape: tuple[int, ...], traces: int, rank: NDArray[np.int64], dtype: np.dtype[Any]
+    ) -> None:
+        self.name, self.shape, self.traces, self.rank, self.dtype = name, shape, traces, rank, dtype
 
-    def empty(self) -> NDArray[np.float32]:
+    def empty(self) -> NDArray[Any]:
         """An array of missing values."""
-        return np.full((self.traces, *self.shape), np.nan, dtype=np.float32)
+        return np.full((self.traces, *self.shape), np.nan, dtype=self.dtype)
 
     def check(self, met: Sequence[_Meeting]) -> None:
         """See that columns fit.
@@ -97,9 +102,7 @@ class _Target:
                     f"a trace observes {self.name!r} more than {often}: build the network from more traces"
                 )
 
-    def put(
-        self, array: NDArray[np.float32], column: ObserveColumn, meeting: NDArray[np.int64], values: NDArray[Any]
-    ) -> None:
+    def put(self, array: NDArray[Any], column: ObserveColumn, meeting: NDArray[np.int64], values: NDArray[Any]) -> None:
         """Store a column's values, (M or 1, *its shape), in their places.
 
         Raises:
@@ -138,17 +141,22 @@ def _values(
     meeting: NDArray[np.int64],
     key: tuple[int, int, int],
     fresh_noise: bool,
+    dtype: np.dtype[Any],
 ) -> NDArray[Any]:
     """A column's values, (M, *shape): the stored ones, or newly drawn."""
     if column.values is not None and not _is_normal_noise(column, fresh_noise):
         return column.values
     draw = _normal if column.family == Normal.family else _from_family
-    return draw(column, index, meeting, key)
+    return draw(column, index, meeting, key, dtype)
 
 
 def _normal(
-    column: ObserveColumn, index: NDArray[np.int64], meeting: NDArray[np.int64], key: tuple[int, int, int]
-) -> NDArray[np.float32]:
+    column: ObserveColumn,
+    index: NDArray[np.int64],
+    meeting: NDArray[np.int64],
+    key: tuple[int, int, int],
+    dtype: np.dtype[Any],
+) -> NDArray[Any]:
     """mean + stddev · noise, the noise of each trace from a counter-based sequence of its own."""
     bits = np.random.Philox(key=np.zeros(2, dtype=np.uint64))
     state: Any = bits.state
@@ -163,18 +171,23 @@ def _normal(
         bits.state = state
         generator.standard_normal(dtype=np.float32, out=noise[row, ...])
     mean, stddev = (_aligned(p, len(column.shape)) for p in column.parameters)
-    noise *= stddev.astype(np.float32)
-    noise += mean.astype(np.float32)
-    return noise
+    values = noise.astype(dtype, copy=False)
+    values *= stddev.astype(dtype)
+    values += mean.astype(dtype)
+    return values
 
 
 def _from_family(
-    column: ObserveColumn, index: NDArray[np.int64], meeting: NDArray[np.int64], key: tuple[int, int, int]
-) -> NDArray[np.float32]:
+    column: ObserveColumn,
+    index: NDArray[np.int64],
+    meeting: NDArray[np.int64],
+    key: tuple[int, int, int],
+    dtype: np.dtype[Any],
+) -> NDArray[Any]:
     """A family without a vectorised route: its own algorithm, trace by trace."""
     stream = Stream(_noise_seed(*key))
     family = DISTRIBUTIONS[column.family]
-    values = np.empty((len(index), *column.shape), dtype=np.float32)
+    values = np.empty((len(index), *column.shape), dtype=dtype)
     for row, (trace, count) in enumerate(zip(index.tolist(), meeting.tolist(), strict=True)):
         stream.start(trace)
         stream.seek(count, OBSERVE)
