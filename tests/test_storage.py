@@ -162,7 +162,7 @@ def test_dataset_comes_back(tmp_path: Path) -> None:
     assert (manifest.trace_types, manifest.draws) == (len(types), lengths.sum())
     assert (manifest.shortest, manifest.longest) == (lengths.min(), lengths.max())
     assert manifest.controlled == sum(int(b.controlled.sum()) for b in written)
-    assert manifest.observes["image"] == {"family": "Normal", "shapes": [[4, 5]], "most": 1}
+    assert manifest.observes["image"] == {"families": ["Normal"], "shapes": [[4, 5]], "most": 1}
 
 
 def test_drawn_values_are_dropped_and_given_ones_kept(directory: Path) -> None:

@@ -277,10 +277,10 @@ def test_wrong_observations_are_found(tmp_path: Path) -> None:
 def test_an_index_or_manifest_of_other_traces_is_found(tmp_path: Path) -> None:
     dataset = rewritten(tmp_path / "d", batch_of(seen()))
     index = dataset.index
-    dataset.__dict__["index"] = replace(index, index=index.index[::-1])
+    dataset.__dict__["_index"] = (replace(index, index=index.index[::-1]), dataset.sites)
     with pytest.raises(DatasetError, match="not those of the dataset's index"):
         dataset.verify(0)
-    dataset.__dict__["index"] = index
+    dataset.__dict__["_index"] = (index, dataset.sites)
     entry = replace(dataset.chunks[0], draws=19)
     dataset.manifest = replace(dataset.manifest, chunks=(entry,))
     with pytest.raises(DatasetError, match="it has draws 20, the manifest says 19"):

@@ -14,8 +14,10 @@ from etalumis import cli
 from etalumis.distributions import Categorical, Normal
 from etalumis.execution import run
 from etalumis.simulators.classics import marsaglia
-from etalumis.storage import Dataset, Origin, ShardWriter, simulate
-from etalumis.storage.chunk import address_entry
+from etalumis.storage import Dataset, DatasetError, Encoding, Origin, ShardWriter, simulate
+from etalumis.storage.chunk import address_entry, decode, encode_chunk
+from etalumis.storage.codec import decode_arrays, encode_arrays, npy
+from etalumis.storage.tar import unpack_span
 from etalumis.storage.validate import validate
 
 pytestmark = pytest.mark.timeout(60)
@@ -139,6 +141,34 @@ def test_ids_out_of_range(copy: Path) -> None:
     assert "uses address" in problem
 
 
+def test_negative_ids() -> None:
+    """They would count from the dictionary's end."""
+    made = model()
+    batch = et.TraceBatch.from_traces(list(run(made, indices=range(2), seed=0)), made.addresses)
+    chunk = encode_chunk(0, batch, Encoding())
+    ids = np.arange(len(chunk.addresses), dtype=np.int32) - 1
+    with pytest.raises(DatasetError, match="uses address -1,"):
+        decode(unpack_span("000000000", bytearray(address_entry(0, ids) + chunk.span)), made.addresses)
+    with pytest.raises(DatasetError, match="addresses"):
+        decode(unpack_span("000000000", bytearray(address_entry(0, ids[:1] + 1) + chunk.span)), made.addresses)
+
+
+def test_booleans_that_are_too_few() -> None:
+    """Bits that are not there would be read as False."""
+    arrays = {"flags": np.arange(500) % 3 == 0, "rarely": np.where(np.arange(500) % 7, 0.0, np.arange(500.0))}
+    members = encode_arrays(arrays, None)
+    for name in ("flags.npy", "rarely.mask.npy"):
+        with pytest.raises(DatasetError, match="1 bytes"):
+            decode_arrays({**members, name: npy(np.ones(1, dtype=np.uint8))})
+
+
+def test_observations_of_other_families_than_the_manifest_says(copy: Path) -> None:
+    observes = json.loads((copy / "manifest.json").read_text())["observes"]
+    assert {tuple(entry["families"]) for entry in observes.values()} == {("Normal",)}
+    rewrite(copy, observes={name: {**entry, "families": ["Poisson"]} for name, entry in observes.items()})
+    assert sum("its observations are not those of the manifest" in problem for problem in problems(copy)) == 10
+
+
 def with_array(path: Path, **columns: float) -> list[str]:
     """Problems of a dataset whose second chunk has a number changed in a column."""
     made = model()
@@ -163,7 +193,8 @@ def with_array(path: Path, **columns: float) -> list[str]:
         ({"value": float("inf")}, "value is not finite", True),
         ({"value": 7.5}, "lies outside the support", False),
         ({"value": 0.123}, "", False),
-        ({"log_prior": 1.0}, "is not the sum over its draws", True),
+        ({"log_prior": 1.0}, "log_prior of trace 25 is not the sum over its draws", True),
+        ({"log_proposal": 3.0}, "log_proposal of trace 25 is not the sum over its draws", True),
     ],
 )
 def test_wrong_numbers(tmp_path: Path, columns: dict[str, float], message: str, sampled: bool) -> None:

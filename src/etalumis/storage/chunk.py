@@ -128,9 +128,12 @@ def decode(members: Mapping[str, Buffer], addresses: AddressBook, limit: int = L
     if _ADDRESSES not in members:
         return batch
     ids = from_npy(members[_ADDRESSES])
-    if ids.size and int(ids.max()) >= len(addresses):
-        raise DatasetError(f"the chunk uses address {int(ids.max())}, the dictionary holds {len(addresses)}")
-    return batch.remap(ids, addresses)
+    for wrong in ids[(ids < 0) | (ids >= len(addresses))][:1].tolist():
+        raise DatasetError(f"the chunk uses address {wrong}, the dictionary holds {len(addresses)}")
+    try:
+        return batch.remap(ids, addresses)
+    except IndexError as error:
+        raise DatasetError(f"the chunk has more addresses than its {len(ids)} ids of the dictionary") from error
 
 
 def encode_chunk(number: int, batch: TraceBatch, encoding: Encoding) -> EncodedChunk:

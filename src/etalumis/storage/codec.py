@@ -253,9 +253,9 @@ def _decode(name: str, spec: dict[str, Any], members: Mapping[str, Buffer]) -> N
     else:
         array = _array(name, members, size * dtype.itemsize)
     if "bits" in spec:
-        array = np.unpackbits(array, count=size).view(np.bool_)
+        array = _bits(array, name, size)
     elif "sparse" in spec:
-        present = np.unpackbits(_array(f"{name}.mask", members, size), count=size).view(np.bool_)
+        present = _bits(_array(f"{name}.mask", members, size), f"{name}.mask", size)
         entries, array = _whole(array, spec), np.zeros(size, dtype=dtype)
         array[present] = entries
     else:
@@ -269,6 +269,12 @@ def _decode(name: str, spec: dict[str, Any], members: Mapping[str, Buffer]) -> N
         whole[1:] += whole[0]
         array = whole
     return array.astype(dtype, copy=False).reshape(shape)
+
+
+def _bits(packed: NDArray[np.uint8], name: str, size: int) -> NDArray[np.bool_]:
+    if packed.size != -(-size // 8):  # NumPy takes those that are not there for zeros
+        raise ValueError(f"array {name!r} holds {packed.size} bytes, not the {-(-size // 8)} of {size} bits")
+    return np.unpackbits(packed, count=size).view(np.bool_)
 
 
 def _steps(array: NDArray[Any], spec: dict[str, Any]) -> NDArray[Any]:

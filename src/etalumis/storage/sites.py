@@ -169,12 +169,13 @@ Seen = Mapping[str, Mapping[str, Any]]
 
 
 def observed(batch: TraceBatch) -> dict[str, dict[str, Any]]:
-    """The named observations of a batch: ``family``, ``shapes`` of one value, ``most`` times in a trace."""
+    """The named observations of a batch: ``families``, ``shapes`` of one value, ``most`` times in a trace."""
     out: dict[str, dict[str, Any]] = {}
     counts: dict[str, NDArray[np.int64]] = {}
     for column in batch.observes:
         if column.name:
-            entry = out.setdefault(column.name, {"family": column.family, "shapes": [], "most": 0})
+            entry = out.setdefault(column.name, {"families": [], "shapes": [], "most": 0})
+            entry["families"] += [column.family] if column.family not in entry["families"] else []
             shape = [int(n) for n in column.shape]
             entry["shapes"] += [shape] if shape not in entry["shapes"] else []
             count = counts.setdefault(column.name, np.zeros(len(batch), dtype=np.int64))
@@ -185,11 +186,12 @@ def observed(batch: TraceBatch) -> dict[str, dict[str, Any]]:
 
 
 def join_observed(parts: Iterable[Seen]) -> dict[str, dict[str, Any]]:
-    """What several of :func:`observed` are together; the family is the first's."""
+    """What several of :func:`observed` are together."""
     out: dict[str, dict[str, Any]] = {}
     for part in parts:
         for name, entry in part.items():
-            known = out.setdefault(name, {"family": entry["family"], "shapes": [], "most": 0})
-            known["shapes"] = [*known["shapes"], *(s for s in entry["shapes"] if s not in known["shapes"])]
+            known = out.setdefault(name, {"families": [], "shapes": [], "most": 0})
+            for key in ("families", "shapes"):
+                known[key] = [*known[key], *(s for s in entry[key] if s not in known[key])]
             known["most"] = max(known["most"], entry["most"])
     return out

@@ -48,10 +48,13 @@ def _numbers(batch: TraceBatch) -> Iterator[str]:
             yield f"{name} is not finite everywhere"
     if not (batch.log_likelihood < np.inf).all():  # zero likelihood is legal, NaN compares as false
         yield "log_likelihood is NaN or infinite"
-    sums = np.zeros(len(batch))
-    np.add.at(sums, batch.trace_of_draw, batch.log_prob)
-    if (rows := np.flatnonzero(~_near(sums, batch.log_prior))).size:
-        yield f"log_prior of trace {batch.index[rows[0]]} is not the sum over its draws"
+    for name, of_draws, of_traces in (
+        ("log_prior", batch.log_prob, batch.log_prior),
+        ("log_proposal", batch.log_q, batch.log_proposal),
+    ):
+        sums = np.bincount(batch.trace_of_draw, of_draws, len(batch))
+        if (rows := np.flatnonzero(~_near(sums, of_traces))).size:
+            yield f"{name} of trace {batch.index[rows[0]]} is not the sum over its draws"
 
 
 def _draws(batch: TraceBatch) -> Iterator[str]:
