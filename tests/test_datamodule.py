@@ -28,6 +28,7 @@ from etalumis.simulators.classics import branching, gaussian
 from etalumis.simulators.detector import Detector
 from etalumis.simulators.tau import Tau
 from etalumis.storage import Dataset, DatasetError, decode, simulate
+from etalumis.storage.sort import sort
 
 
 def traces(minibatches: list[Minibatch]) -> Counter[tuple[int, int]]:
@@ -219,6 +220,20 @@ def test_separate_validation_data(data: Path) -> None:
     module.attach(layout_of(module))
     assert (module.order.traces, module.valid_order.traces) == (300, 90)
     assert [batch.num_traces for batch in validation_of(module)] == [32, 32, 26]
+
+
+def test_the_same_traces_are_neither_validated_with_nor_trained_with_twice(data: Path, tmp_path: Path) -> None:
+    make = partial(small, gaussian, "gaussian")
+    one = data / "gaussian"
+    for name, seed in (("same", 0), ("around", 2**64), ("other", 1)):
+        simulate(make, tmp_path / name, 7, model="gaussian", seed=seed, workers=0)
+    sort([tmp_path / "same"], tmp_path / "sorted", workers=0)
+    for train, valid in (
+        (one, one), (one, tmp_path / "same"), (one, tmp_path / "around"), (tmp_path / "sorted", one), ([one, one], None)
+    ):  # fmt: skip
+        with pytest.raises(DatasetError, match=r"hold the same traces: of 'gaussian' .* simulate one of them with"):
+            TracesDataModule(train, valid, workers=0)
+    TracesDataModule(one, tmp_path / "other", workers=0)
 
 
 def test_no_validation(data: Path) -> None:

@@ -63,8 +63,8 @@ def elsewhere() -> et.Model:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data")
-    for make in (early, late):
-        simulate(make, path / make.__name__, 300, model="model", workers=0, chunk_size=100)
+    for seed, make in enumerate((early, late)):
+        simulate(make, path / make.__name__, 300, model="model", seed=seed, workers=0, chunk_size=100)
     return path
 
 

@@ -356,6 +356,9 @@ def test_failures_are_told(tmp_path: Path) -> None:
     simulate(gaussian_model, tmp_path, 5, model="gaussian", workers=0)
     with pytest.raises(DatasetError, match=r"holds traces of 'gaussian', the simulator is 'rare'"):
         online(RARE, valid=str(tmp_path))
+    simulate(gaussian_model, tmp_path / "ours", 5, model="gaussian", workers=0, seed=3, simulator=GAUSSIAN)
+    with pytest.raises(DatasetError, match="hold the same traces: of 'gaussian' with seed 3"):
+        online(valid=str(tmp_path / "ours"))
 
 
 def test_a_dataset_can_not_begin_in_the_middle_of_a_training(tmp_path: Path) -> None:

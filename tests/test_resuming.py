@@ -137,6 +137,17 @@ def test_more_steps_than_before_go_on_within_the_epoch(data: Path, tmp_path: Pat
         assert_equal_state(last(tmp_path / "whole")[key], last(tmp_path / "pieces")[key], key)
 
 
+def test_a_schedule_taken_up_after_a_constant_rate_is_where_the_training_is(data: Path, tmp_path: Path) -> None:
+    fit(settings(data / "gaussian", tmp_path, "scheduler=constant", "trainer.max_epochs=2"))
+    made = last(tmp_path)["global_step"]
+    module = fit(settings(data / "gaussian", tmp_path, "scheduler=polynomial", "trainer.max_epochs=3"))
+    assert isinstance(module.trainer, Trainer)
+    content = last(tmp_path)
+    assert content["global_step"] == made // 2 * 3
+    assert content["lr_schedulers"][0]["last_epoch"] == content["global_step"]
+    assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(2e-5), "end_lr"
+
+
 def test_a_checkpoint_within_an_epoch_after_some_time(data: Path, tmp_path: Path) -> None:
     """Every few minutes, whatever happens then: here the process breaks."""
     config = settings(data / "tau", tmp_path, "checkpoint_minutes=1e-6", "data.batch_size=32", "trainer.max_epochs=1")
@@ -240,9 +251,10 @@ def test_a_trial_in_its_folder_changes_nothing(data: Path, copied: Path) -> None
 
 
 def test_another_training_never_overwrites(data: Path, copied: Path, tmp_path: Path) -> None:
+    simulate(gaussian_model, data / "other", 20, model="gaussian", seed=1, workers=0)
     before = {path: path.read_bytes() for path in copied.rglob("*.*")}
     for words, said in (
-        ([f"data.valid={data / 'gaussian'}"], r"another training: data\.valid=.* \(was None\); give another output="),
+        ([f"data.valid={data / 'other'}"], r"another training: data\.valid=.* \(was None\); give another output="),
         (["seed=3"], r"another training: seed=3 \(was 0\)"),
         (["network.components=2"], r"another network: components=2"),
     ):

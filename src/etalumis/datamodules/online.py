@@ -24,6 +24,7 @@ from etalumis.networks.layout import rows_of
 from etalumis.networks.packing import TrainingBatch, pack
 from etalumis.storage import DatasetError
 from etalumis.storage.failures import FailurePolicy
+from etalumis.storage.merge import refuse_doubles, runs_of
 
 _APART = 1 << 40  # where the trace indices of validation begin: training never gets there
 _ENDLESS = 1 << 52  # chunks of a training of unknown length
@@ -127,6 +128,7 @@ class OnlineDataModule(TrackedDataModule):
                 raise DatasetError(
                     f"{valid} holds traces of {self.valid_data.name!r}, the simulator is {self.source.name!r}"
                 )
+            refuse_doubles([self.source.run, *(run for d in self.valid_data.datasets for run in runs_of(d))])
         rows = [np.arange(chunk.traces) for chunk in self.valid_data.chunks]
         if valid is None and valid_traces:
             rows = limited(rows, valid_traces, seed)

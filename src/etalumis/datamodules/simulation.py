@@ -86,6 +86,12 @@ class Source:
             for chunk, _ in made:
                 yield chunk
 
+    @property
+    def run(self) -> dict[str, Any]:
+        """The traces there may be, as :func:`etalumis.storage.merge.runs_of` describes those of datasets."""
+        o = self._origin
+        return {"model": o.model, "seed": o.seed, "simulator": dict(o.simulator), "first": 0, "last": _ALL}
+
     def traces(self, number: int, chunk: EncodedChunk) -> TraceBatch:
         """A chunk's traces, with ids of :attr:`addresses`."""
         batch = decode(unpack_span(chunk_key(number), bytearray(chunk.span)), chunk.addresses)

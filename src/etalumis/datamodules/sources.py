@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from etalumis.execution import AddressBook, TraceBatch
 from etalumis.storage import ChunkEntry, Dataset, DatasetError
+from etalumis.storage.merge import refuse_doubles, runs_of
 from etalumis.storage.sites import Sites, join_observed
 
 _APART = 1 << 40  # between the trace indices of two datasets: the seed of a trace's noise must be its own
@@ -69,6 +70,15 @@ class Sources:
     def by_type(self) -> bool:
         """Whether all datasets are sorted by trace type."""
         return all(dataset.manifest.origin.sources for dataset in self.datasets)
+
+    def refuse_doubles(self, *others: Sources) -> None:
+        """A validation with traces that are trained with says nothing, and a trace that comes twice counts twice.
+
+        Raises:
+            DatasetError: two of the datasets hold the same traces.
+        """
+        every = [dataset for sources in (self, *others) for dataset in sources.datasets]
+        refuse_doubles(run for dataset in every for run in runs_of(dataset))
 
     def read(self, number: int) -> TraceBatch:
         """Storage chunk ``number``."""

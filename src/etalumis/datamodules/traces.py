@@ -61,7 +61,8 @@ class TracesDataModule(TrackedDataModule):
         position: how far training is.
 
     Raises:
-        DatasetError: a folder holds no whole dataset, or the datasets come from different models.
+        DatasetError: a folder holds no whole dataset, the datasets come from different models, or two of them hold
+            the same traces.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class TracesDataModule(TrackedDataModule):
                 f"{train} holds traces of {self.train_data.name!r}, {valid} of {self.valid_data.name!r}; train and "
                 "validate with datasets of one simulator"
             )
+        self.train_data.refuse_doubles(*([] if valid is None else [self.valid_data]))
         self.batch_size = batch_size
         self.workers = int(cores() > 1) if workers is None else workers
         self._seed = seed
