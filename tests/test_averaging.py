@@ -220,6 +220,25 @@ def test_validates_and_exports_averages_and_trains_with_its_own(data: Path, tmp_
         assert torch.equal(weights, exported[name]), name
 
 
+def test_a_checkpoint_saved_while_the_network_has_its_averages_keeps_both(data: Path, tmp_path: Path) -> None:
+    module = fit(settings(data, tmp_path, "trainer.max_epochs=1", "callbacks.average.decay=0.9"))
+    trainer = module.trainer
+    assert isinstance(trainer, Trainer)
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    last, after = (
+        torch.load(path, weights_only=True)
+        for path in (tmp_path / "checkpoints" / "last.ckpt", tmp_path / "after.ckpt")
+    )
+    exported = averaged(module, tmp_path / "network.pt")
+    again = averaged(module, tmp_path / "after.ckpt")
+    for name, weights in last["state_dict"].items():
+        if isinstance(weights, Tensor):
+            assert torch.equal(weights, after["state_dict"][name]), f"{name} is not the training's own"
+            name = name.removeprefix("network.")
+            assert torch.equal(exported[name], again[name]), f"{name} is not the average"
+            assert torch.equal(exported[name], module.network.state_dict()[name]), f"{name} has not come back"
+
+
 def test_losses_are_of_the_averages(data: Path, tmp_path: Path) -> None:
     config = settings(data, tmp_path, "trainer.max_epochs=2", "callbacks.average.decay=0.95", "data.valid_fraction=0.1")
     config["callbacks"]["losses"] = {"_target_": f"{__name__}.Losses"}

@@ -6,6 +6,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
+from torch import Tensor
 
 from etalumis.networks import checkpoint
 from etalumis.optim import AverageModel, RowOptimizer
@@ -61,7 +62,9 @@ class Average(Callback):
         swapped = self._average.swapped
         self._give(averaged=False)
         if swapped:
-            state["state_dict"] = trainer.strategy.lightning_module_state_dict()
+            own = trainer.strategy.lightning_module_state_dict()
+            # Copies: the weights change places again before the file is written.
+            state["state_dict"] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in own.items()}
         state[checkpoint.AVERAGE] = self._average.state_dict()
         self._give(averaged=swapped)
 
