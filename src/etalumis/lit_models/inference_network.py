@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from etalumis.networks import InferenceNetwork, Row, TrainingBatch, checkpoint
-from etalumis.optim import Accumulation, clip_grad_norm
+from etalumis.optim import Accumulation, Schedule, clip_grad_norm
 
 TRAIN_LOSS = "loss/train"
 VALID_LOSS = "loss/valid"
@@ -62,6 +62,7 @@ class LitInferenceNetwork(LightningModule):
         self._weight = 1.0
         self._scale = scale
         self._missing = missing
+        self._begin_schedule = False
         self.tested: dict[str, float] = {}
         self.make_optimizer = optimizer
         self._make_scheduler = scheduler
@@ -77,8 +78,16 @@ class LitInferenceNetwork(LightningModule):
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
         return loss if loss.requires_grad else None  # where no draw of these traces has an address that is known
 
+    def on_load_checkpoint(self, state: dict[str, Any]) -> None:
+        self._begin_schedule = not state.get("lr_schedulers")
+
     def on_train_start(self) -> None:
         self.accumulation.start()
+        if self._begin_schedule:  # gone on with from a training that had a constant learning rate
+            for config in self.trainer.lr_scheduler_configs:
+                if isinstance(config.scheduler, Schedule):
+                    config.scheduler.go_on_from(self.trainer.global_step)
+            self._begin_schedule = False
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Backward pass of a minibatch, weighted by its traces; see :class:`etalumis.optim.Accumulation`."""

@@ -16,7 +16,7 @@ from etalumis.optim.averaging import AverageModel
 from etalumis.optim.clipping import clip_grad_norm
 from etalumis.optim.rows import RowOptimizer
 from etalumis.optim.scaling import scaled_lr
-from etalumis.optim.schedules import MultiStep, PolynomialDecay
+from etalumis.optim.schedules import MultiStep, PolynomialDecay, Schedule
 from etalumis.optim.sgd import RowSGD
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "RowAdam",
     "RowOptimizer",
     "RowSGD",
+    "Schedule",
     "clip_grad_norm",
     "scaled_lr",
 ]

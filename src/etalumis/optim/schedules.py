@@ -31,7 +31,16 @@ class Schedule(LRScheduler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from an iteration, with the learning rate that the arguments give it."""
-        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
+        self.go_on_from(state_dict["last_epoch"], state_dict["_step_count"])
+
+    def go_on_from(self, iteration: int, step_count: int | None = None) -> None:
+        """Take the learning rate of an iteration.
+
+        Args:
+            iteration: how many steps the optimiser has made.
+            step_count: what torch counts; None for that of a schedule that has gone with them all.
+        """
+        self.last_epoch, self._step_count = iteration, iteration + 1 if step_count is None else step_count
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = lr
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
