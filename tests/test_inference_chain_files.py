@@ -1,6 +1,8 @@
 """Chains on disk: interrupted ones equal uninterrupted ones, finished ones go on, others are refused."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,32 @@ def test_other_settings_data_and_models_are_refused(tmp_path: Path) -> None:
         et.posterior(model, {"obs0": 6}, other, 20, seed=1)
     with pytest.raises(InferenceError, match="model"):
         et.posterior(et.Model(linear), LINEAR, engine, 20, seed=1)
+
+
+@pytest.mark.parametrize("renames", [3, 6, 9, 10])
+def test_a_run_killed_while_it_saves_goes_on(tmp_path: Path, renames: int) -> None:
+    """Killed before some renaming of a folder: whatever it was, the state before it is there."""
+    program = f"""
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import math
+from etalumis.inference import chain_files
+from test_inference_chain_files import Counting, run
+chain_files._SECONDS, chain_files._BLOCK = 0.0, 1
+left, rename = {renames}, Path.rename
+def last(self, target):
+    global left
+    left -= 1
+    if not left:
+        os._exit(9)
+    return rename(self, target)
+Path.rename = last
+run(Counting(math.inf), Path({str(tmp_path)!r}) / "chains")
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
+    again = Counting(math.inf)
+    same(run(again, tmp_path / "chains"), run(Counting(math.inf), None))
 
 
 def test_a_damaged_chain_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 
 import etalumis as et
 from etalumis.distributions import Categorical, Normal, Poisson, Uniform
@@ -118,6 +119,19 @@ def test_a_defensive_share_bounds_the_weights_of_whole_traces() -> None:
     assert (from_prior != (np.abs(post.values("b") + 3.0) > 0.5)).mean() < 0.02
     alone = et.posterior(et.Model(two_draws), {"y": 1.0}, et.IC(wrong), num_traces=8000, seed=1)
     assert abs(alone.mean("a") - 1.0 / 2.25) > 1.0
+
+
+def test_the_density_of_a_defended_trace_is_the_mixtures() -> None:
+    """Where proposal and prior overlap, both parts count: compared with the formula, and with the evidence."""
+    near = ByHand({"a": lambda prior: Normal(0.5, 0.8), "b": lambda prior: Normal(prior.mean, 0.7)})
+    share = 0.4
+    post = et.posterior(et.Model(two_draws), {"y": 1.0}, et.IC(near, defensive=share), num_traces=8000, seed=1)
+    a, b = post.values("a"), post.values("b")
+    log_p = scipy.stats.norm(0.0, 1.0).logpdf(a) + scipy.stats.norm(a, 1.0).logpdf(b)
+    log_q = scipy.stats.norm(0.5, 0.8).logpdf(a) + scipy.stats.norm(a, 0.7).logpdf(b)
+    mixture = np.log((1.0 - share) * np.exp(log_q) + share * np.exp(log_p))
+    assert post.log_weights == pytest.approx(scipy.stats.norm(b, 0.5).logpdf(1.0) + log_p - mixture)
+    assert abs(evidence_z(post, Normal(0.0, 1.5).log_prob(1.0))) < TOLERANCE
 
 
 def test_many_events_in_one_run_equal_single_ones() -> None:

@@ -156,6 +156,8 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         et.RMH(suffix_share=0.7, dependants_share=0.5)
     with pytest.raises(ValueError, match="shares of moves"):
         et.IC(ByHand({})).as_kernel(share=0.0)
+    with pytest.raises(ValueError, match="defensive"):
+        et.IC(ByHand({}), defensive=0.1).as_kernel()
     with pytest.raises(ValueError, match="temper"):
         et.RMH(temper=1.5)
 

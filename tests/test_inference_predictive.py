@@ -41,6 +41,22 @@ def test_replicates_have_the_predictive_distribution() -> None:
     assert np.unique(drawn).size == drawn.size
 
 
+def twins() -> None:
+    """Two independent observations that look alike."""
+    et.sample(Normal(0.0, 1.0), name="x")
+    for name in ("a", "b"):
+        et.observe(Normal(np.zeros(4), 1.0), name=name)
+
+
+def test_replicates_share_no_noise_with_each_other_or_with_the_simulator() -> None:
+    drawn = et.prior(et.Model(twins), 500, seed=0)
+    simulated = next(column.values for column in drawn.traces.observes if column.name == "a")
+    assert simulated is not None
+    replicates = [replicate(drawn, name, 500, seed=0) for name in ("a", "b")]
+    for one, other in ((*replicates,), (replicates[0], simulated)):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 5.0 / np.sqrt(2000)
+
+
 def test_data_of_the_model_pass_and_others_fail() -> None:
     generator = np.random.default_rng(5)
     right = predictive_check(inferred(generator.normal(0.7, 1.0, 20)), "y", seed=1)

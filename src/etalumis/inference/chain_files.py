@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,9 +47,10 @@ class ChainFolder:
         Raises:
             InferenceError: the folder holds another chain, or a damaged one.
         """
-        if not (self.path / _STATE).is_dir():
+        states = self._states()
+        if not states:
             return None
-        saved = Posterior.load(self.path / _STATE)
+        saved = Posterior.load(states[-1])
         state = saved.info
         if state["identity"] != self._identity:
             changed = sorted(k for k, v in self._identity.items() if state["identity"].get(k) != v)
@@ -65,7 +67,17 @@ class ChainFolder:
         """Write where the chain is."""
         present = to_columns([chain.trace], chain.model, keep_observes=False)
         info = {"identity": self._identity, "chain": chain.plain(), "counts": dict(counts), "names": sorted(names)}
-        Posterior(present, np.zeros(1), info=info).save(self.path / _STATE)
+        # Under a name of its own: at no moment is there none.
+        before = self._states()
+        path = self.path / f"{_STATE}-{counts['steps']:012d}"
+        if path not in before:
+            Posterior(present, np.zeros(1), info=info).save(path)
+        for old in before:
+            if old != path:
+                shutil.rmtree(old)
+
+    def _states(self) -> list[Path]:
+        return sorted(self.path.glob(f"{_STATE}-*"))
 
     def write(self, number: int, traces: TraceBatch, rows: NDArray[np.int64]) -> None:
         """Write a block of kept states."""

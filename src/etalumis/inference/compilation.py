@@ -133,6 +133,8 @@ class IC:
         """
         if self.rejection != "exact":
             raise ValueError(f'chains need exact densities: use rejection="exact" instead of {self.rejection!r}')
+        if self.defensive:
+            raise ValueError("a defensive share bounds importance weights, and a chain has none; leave it out")
         if not 0.0 < share <= 1.0 or not 0.0 <= whole <= 1.0:
             raise ValueError(f"share and whole are shares of moves; got {share} and {whole}")
         return NetworkMoves(self, share, whole)
@@ -195,11 +197,14 @@ class NetworkMoves:
     def __str__(self) -> str:
         source = self.engine.checkpoint
         network = str(source) if isinstance(source, (str, Path)) else type(source).__name__
-        return f"{network}, share {self.share}, whole {self.whole}"
+        return f"{network}, share {self.share}, whole {self.whole}, max_instances {self.engine.max_instances}"
 
     def transition(self, model: Simulator) -> Proposed:
         """The moves of one chain."""
-        return Proposed(self.engine.network(model.name).proposer(), self.whole)
+        proposer: Proposer = self.engine.network(model.name).proposer()
+        if self.engine.max_instances is not None:
+            proposer = Capped(proposer, self.engine.max_instances)
+        return Proposed(proposer, self.whole)
 
 
 class _Plan(NamedTuple):

@@ -18,6 +18,7 @@ from etalumis.inference.errors import InferenceError
 from etalumis.inference.posterior import Posterior
 
 Statistic = Callable[[NDArray[np.float64]], float]
+_REPLICATES = 0x7265706C  # "repl": sets these numbers apart from any other use of the seed
 DEFAULT_STATISTICS: Mapping[str, Statistic] = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max}
 
 
@@ -52,7 +53,7 @@ def replicate(posterior: Posterior, name: str, num_draws: int = 1000, seed: int 
     """
     columns, place, entry = _meetings(posterior, name)
     rows = posterior.resample(num_draws, seed).rows
-    stream = Stream(seed)
+    stream = Stream(_key(seed, name))
     out = np.empty((num_draws, *columns[0].shape))
     for number, row in enumerate(rows.tolist()):
         column, here = columns[place[row]], entry[row]
@@ -113,6 +114,12 @@ def _meetings(posterior: Posterior, name: str) -> tuple[list[ObserveColumn], NDA
     if (place[posterior.rows] < 0).any():
         raise InferenceError(f"{name!r} is not observed in every trace")
     return columns, place, entry
+
+
+def _key(seed: int, name: str) -> int:
+    """Random numbers of their own for each observation, and none that a simulator has drawn."""
+    entropy = [_REPLICATES, seed & (1 << 64) - 1, *name.encode()]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 def describe(checks: Mapping[str, Check]) -> list[dict[str, Any]]:
