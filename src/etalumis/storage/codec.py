@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from etalumis.storage.errors import DatasetError
+from etalumis.storage.errors import MALFORMED, DatasetError
 
 Buffer = bytes | bytearray | memoryview
 META = "meta.json"
@@ -98,7 +98,7 @@ def decode_arrays(members: Mapping[str, Buffer], limit: int = LIMIT) -> tuple[di
             arrays[name] = arrays[spec["alias"]].copy() if "alias" in spec else _decode(name, spec, members)
     except KeyError as error:
         raise DatasetError(f"the chunk lacks {error}: it was not written by this format") from error
-    except (ValueError, TypeError, AttributeError, IndexError) as error:  # JSON of any other form, too
+    except MALFORMED as error:  # JSON of any other form, too
         raise DatasetError(f"the chunk can't be decoded: {error}") from error
     return arrays, document["meta"]
 

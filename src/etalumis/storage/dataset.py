@@ -12,7 +12,7 @@ from typing import Any
 
 from etalumis.execution import TraceBatch
 from etalumis.storage.chunk import chunk_key, decode
-from etalumis.storage.errors import DatasetError
+from etalumis.storage.errors import MALFORMED, DatasetError
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.manifest import ChunkEntry, Manifest, load_addresses, load_index, shard_name
 from etalumis.storage.sites import Sites, join_observed, observed
@@ -60,7 +60,7 @@ class Dataset:
 
     @cached_property
     def _index(self) -> tuple[TraceIndex, Sites]:
-        return load_index(self.directory, self.manifest.index_crc32)
+        return load_index(self.directory, self.manifest)
 
     @property
     def chunks(self) -> tuple[ChunkEntry, ...]:
@@ -78,7 +78,7 @@ class Dataset:
         path = self.directory / shard_name(chunk.shard)
         try:
             batch = decode(members, self.addresses, chunk.memory)
-        except (DatasetError, ValueError) as error:
+        except (DatasetError, *MALFORMED) as error:
             raise DatasetError(f"{path}, chunk {number}: {error}") from error
         if len(batch) != chunk.traces:
             raise DatasetError(f"{path}, chunk {number}: {len(batch)} traces, the manifest says {chunk.traces}")
@@ -161,9 +161,10 @@ class Dataset:
         if file is None:
             path = self.directory / shard_name(chunk.shard)
             file = self._files[chunk.shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        span = bytearray(chunk.size)
+        there = max(os.fstat(file).st_size - chunk.offset, 0)
+        span = bytearray(min(chunk.size, there))  # of a truncated file, less; the checksum tells
         view, done = memoryview(span), 0
-        while done < chunk.size:
+        while done < len(span):
             count = os.preadv(file, [view[done:]], chunk.offset + done)
             if count == 0:
                 break  # truncated since it was opened: the checksum tells
@@ -177,7 +178,7 @@ class Dataset:
             ends[chunk.shard] = chunk.offset + chunk.size
         for number, expected in enumerate(self.manifest.shards):
             path = self.directory / shard_name(number)
-            size = path.stat().st_size if path.exists() else None
+            size = path.stat().st_size if path.is_file() else None
             if size is None:
                 yield (
                     number,

@@ -9,3 +9,7 @@ class DatasetError(RuntimeError):
 
 class SimulationError(RuntimeError):
     """A simulator failed, or a process that ran it died; what was finished is kept."""
+
+
+# What reading bytes of any other form may raise, deep inside.
+MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, MemoryError)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etalumis.execution import TraceBatch
-from etalumis.storage.codec import decode_arrays, encode_arrays
+from etalumis.storage.codec import LIMIT, decode_arrays, encode_arrays
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.tar import END_OF_ARCHIVE, pack_span, unpack_span
 
@@ -121,13 +121,13 @@ def to_bytes(arrays: dict[str, NDArray[Any]]) -> bytes:
     return pack_span(_KEY, encode_arrays(arrays, None)) + END_OF_ARCHIVE
 
 
-def from_bytes(content: bytes) -> dict[str, NDArray[Any]]:
-    """The inverse of :func:`to_bytes`.
+def from_bytes(content: bytes, limit: int = LIMIT) -> dict[str, NDArray[Any]]:
+    """The inverse of :func:`to_bytes`; the arrays may take ``limit`` bytes.
 
     Raises:
         DatasetError: the bytes are something else.
     """
-    return decode_arrays(unpack_span(_KEY, bytearray(content[: -len(END_OF_ARCHIVE)])))[0]
+    return decode_arrays(unpack_span(_KEY, bytearray(content[: -len(END_OF_ARCHIVE)])), limit)[0]
 
 
 def to_text(arrays: dict[str, NDArray[Any]]) -> str:

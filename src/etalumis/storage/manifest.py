@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from etalumis.execution import AddressBook
-from etalumis.storage.errors import DatasetError
+from etalumis.storage import forms
+from etalumis.storage.errors import MALFORMED, DatasetError
 from etalumis.storage.index import TraceIndex, from_bytes
 from etalumis.storage.index import to_bytes as pack_arrays
 from etalumis.storage.sites import Sites
@@ -22,6 +23,7 @@ MANIFEST = "manifest.json"
 ADDRESSES = "addresses.json"
 INDEX = "index.tar"
 JOURNAL = "unfinished.jsonl"
+_INDEX_BYTES = 1 << 16  # of an index, beside what traces take
 SORTING = "sorting"  # the folder that a sort works in
 
 
@@ -134,15 +136,15 @@ class Manifest:
         path = directory / MANIFEST
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise DatasetError(_absent(directory)) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetError(f"{path} is not JSON ({error}); simulate the dataset anew") from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise DatasetError(f"{path} is not the manifest of an etalumis dataset; is {directory} the right folder?")
-        if document["version"] != VERSION:
+        if document.get("version") != VERSION:
             raise DatasetError(
-                f"{path} has format version {document['version']}, this etalumis reads version {VERSION}; "
+                f"{path} has format version {document.get('version')}, this etalumis reads version {VERSION}; "
                 "install the etalumis that wrote it, or simulate the dataset anew"
             )
         try:
@@ -152,9 +154,11 @@ class Manifest:
             fields = {name: document[name] for name in cls.__annotations__ if name in document}
             fields["origin"] = Origin(**document["origin"])
             fields["shards"] = tuple(document["shards"])
-            return cls(**fields, chunks=tuple(ChunkEntry(*row) for row in rows))
-        except (KeyError, TypeError, ValueError) as error:
+            manifest = cls(**fields, chunks=tuple(ChunkEntry(*row) for row in rows))
+            forms.check(manifest)
+        except MALFORMED as error:
             raise DatasetError(f"{path} is damaged ({error}); simulate the dataset anew") from error
+        return manifest
 
 
 def complete(
@@ -213,13 +217,23 @@ def finished(output: Path, origin: Origin) -> Manifest | None:
 
 def load_addresses(directory: Path, crc32: int) -> AddressBook:
     """The address dictionary of a dataset, checked against the manifest's checksum."""
-    return AddressBook.from_json(json.loads(_companion(directory / ADDRESSES, crc32)))
+    path = directory / ADDRESSES
+    try:
+        return AddressBook.from_json(json.loads(_companion(path, crc32)))
+    except MALFORMED as error:
+        raise DatasetError(f"{path} is no address dictionary ({error}); simulate the dataset anew") from error
 
 
-def load_index(directory: Path, crc32: int) -> tuple[TraceIndex, Sites]:
+def load_index(directory: Path, manifest: Manifest) -> tuple[TraceIndex, Sites]:
     """Type, length and index of every trace of a dataset, and its sites, checked against the manifest's checksum."""
-    arrays = from_bytes(_companion(directory / INDEX, crc32))
-    return TraceIndex.from_arrays(arrays), Sites.from_arrays(arrays)
+    path = directory / INDEX
+    limit = _INDEX_BYTES + 40 * manifest.traces + 32 * manifest.controlled  # its arrays as they are in memory
+    content = _companion(path, manifest.index_crc32)
+    try:
+        arrays = from_bytes(content, limit)
+        return TraceIndex.from_arrays(arrays), Sites.from_arrays(arrays)
+    except (DatasetError, *MALFORMED) as error:
+        raise DatasetError(f"{path} can't be read ({error}); simulate the dataset anew") from error
 
 
 def _companion(path: Path, crc32: int) -> bytes:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from etalumis.execution.pool import Pool
 from etalumis.execution.pool_worker import Desk, OwnDesk
 from etalumis.storage.dataset import Dataset
-from etalumis.storage.errors import DatasetError
+from etalumis.storage.errors import MALFORMED, DatasetError
 from etalumis.storage.manifest import INDEX, MANIFEST, SORTING, Manifest, shard_name
 from etalumis.storage.tar import END_OF_ARCHIVE
 
@@ -56,7 +56,7 @@ def validate(
     absent = set[int]()
     for shard, wrong in dataset.misfits():
         yield wrong
-        if not (directory / shard_name(shard)).exists():
+        if not (directory / shard_name(shard)).is_file():
             absent.add(shard)
     yield from (
         wrong for shard in range(len(manifest.shards)) if shard not in absent for wrong in _ends(dataset, shard)
@@ -76,8 +76,10 @@ class ChunkCheck:
         """What is wrong with a chunk; empty where nothing is."""
         try:
             self._dataset.verify(number, densities=number % self._every == 0)
-        except (DatasetError, ValueError, OSError) as error:
+        except DatasetError as error:
             return str(error)
+        except (*MALFORMED, OSError) as error:
+            return f"chunk {number} can't be checked: {type(error).__name__}: {error}"
         return ""
 
 

@@ -52,7 +52,7 @@ def _numbers(batch: TraceBatch) -> Iterator[str]:
         ("log_prior", batch.log_prob, batch.log_prior),
         ("log_proposal", batch.log_q, batch.log_proposal),
     ):
-        sums = np.bincount(batch.trace_of_draw, of_draws, len(batch))
+        sums = np.bincount(batch.trace_of_draw, of_draws, len(batch)).astype(np.float64)
         if (rows := np.flatnonzero(~_near(sums, of_traces))).size:
             yield f"{name} of trace {batch.index[rows[0]]} is not the sum over its draws"
 
