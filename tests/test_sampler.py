@@ -182,6 +182,41 @@ def test_buckets_divide_by_length_and_keep_equal_lengths_together() -> None:
     assert TrainingOrder([Stock(np.arange(100), np.full(100, 7))], 10, 0, buckets=5).sizes == (10,)
 
 
+@pytest.mark.parametrize("share", [0.0004, 0.0006, 0.003])
+def test_a_share_is_of_all_traces_however_small_chunks_are(share: float) -> None:
+    order = TrainingOrder([Stock(np.arange(1000), share=share)] * 100, 16, 0)
+    assert order.traces == round(share * 100_000)
+    seen = Counter[int]()
+    for epoch in range(40):
+        found = traces([m for bucket in order.epoch(epoch) for m in bucket])
+        assert found.total() == len(found) == order.traces
+        assert max(Counter(chunk for chunk, _ in found).values()) <= share * 1000 + 1.0
+        seen.update(chunk for chunk, _ in found)
+    assert all(abs(seen[chunk] - 40 * share * 1000) < 5 * (40 * share * 1000) ** 0.5 + 1 for chunk in range(100))
+    assert len(seen) == 100
+
+
+def test_a_share_reaches_few_long_traces_and_keeps_the_budget() -> None:
+    """Four long traces to a chunk, in a bucket of their own, of which an epoch takes a tenth."""
+    lengths = np.concatenate([np.random.default_rng(0).integers(1, 20, 96), [150, 160, 170, 180]])
+    stocks = [Stock(np.arange(100), lengths, share=0.1)] * 100
+    for buckets in (1, 20):
+        order = TrainingOrder(stocks, 64, 0, buckets=buckets, max_draws=200)
+        seen = Counter[Trace]()
+        for epoch in range(60):
+            minibatches = [m for bucket in order.epoch(epoch) for m in bucket]
+            assert len(minibatches) == len(order)
+            for minibatch in minibatches:
+                draws = [int(lengths[row]) for _, row in flat([minibatch])]
+                assert sum(draws) <= 200 + max(draws)
+                assert len(draws) <= 64 + 1
+            seen += traces(minibatches)
+        long = [seen[chunk, row] for chunk in range(100) for row in range(96, 100)]
+        assert abs(sum(long) - 60 * 40) <= 60
+        assert np.mean(np.array(long) > 0) > 0.98
+        assert abs(sum(seen.values()) - 60 * 1000) <= 60 * buckets
+
+
 def test_an_epoch_takes_a_share_that_differs_from_epoch_to_epoch() -> None:
     found = [Stock(np.arange(100), share=0.25), Stock(np.arange(40))]
     order = TrainingOrder(found, 10, 0)

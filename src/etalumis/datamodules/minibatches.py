@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from etalumis.datamodules.sampling import cuts, systematic
+
 Rows = NDArray[np.int64]
 
 _COMPANY = 8  # chunks of rare types whose traces meet each other
@@ -169,20 +171,23 @@ class ValidationOrder:
 
 
 class _Portion(NamedTuple):
-    """Traces of one chunk in one bucket: how many of them an epoch takes, and what each costs of a minibatch."""
+    """Traces of one chunk in one bucket, the share of them that an epoch takes, and what each costs of a minibatch."""
 
     chunk: int
     rows: Rows
     cost: NDArray[np.float64] | None
-    taken: int
-
-    def shuffled(self, generator: np.random.Generator) -> tuple[Rows, NDArray[np.float64] | None]:
-        order = generator.permutation(len(self.rows))[: self.taken]
-        return self.rows[order], None if self.cost is None else self.cost[order]
+    share: float
 
     @property
-    def mean_cost(self) -> float:
-        return 0.0 if self.cost is None else float(self.cost.mean())
+    def expected(self) -> float:
+        return self.share * len(self.rows)
+
+    @property
+    def dearest(self) -> float:
+        """What those that an epoch takes cost at most, as about as many of each cost are taken."""
+        if self.cost is None:
+            return 0.0
+        return self.share * float(self.cost.sum()) + (float(np.ptp(self.cost)) if self.share < 1.0 else 0.0)
 
 
 class _Bucket:
@@ -191,38 +196,61 @@ class _Bucket:
     def __init__(self, batch_size: int, max_draws: int | None) -> None:
         self._batch_size = batch_size
         self._max_draws = max_draws
-        self._whole: list[tuple[_Portion, int]] = []
+        self._whole: list[tuple[_Portion, int, int]] = []  # with numbers of traces and of minibatches
         self._rare: list[_Portion] = []
+        self._expected = 0.0  # of portions that are whole minibatches
         self.traces = 0
 
     def add(self, chunk: int, stock: Stock, chosen: NDArray[Any] | slice, rare: bool) -> None:
         """Traces of a chunk; ``rare`` ones get new company in every epoch, and so do too few of them."""
         rows = stock.rows[chosen]
+        if not len(rows):
+            return
         cost = None
         if self._max_draws is not None:
             assert stock.lengths is not None
             cost = np.maximum(stock.lengths[chosen] / self._max_draws, 1.0 / self._batch_size)
-        portion = _Portion(chunk, rows, cost, round(stock.share * len(rows)))
-        if not portion.taken:
-            return
-        self.traces += portion.taken
-        whole = portion.taken / self._batch_size if cost is None else portion.taken * portion.mean_cost
-        if rare or whole < 1.0:
+        portion = _Portion(chunk, rows, cost, stock.share)
+        whole = portion.expected / self._batch_size if cost is None else stock.share * float(cost.sum())
+        if rare or whole < 1.0 or portion.expected < 1.0:
+            self.traces -= self._rare_traces
             self._rare.append(portion)
+            self.traces += self._rare_traces
         else:
-            self._whole.append((portion, self._parts([portion])))
+            # Rounded so that what all of them take adds up.
+            before, self._expected = self._expected, self._expected + portion.expected
+            taken = math.floor(self._expected + 1e-9) - math.floor(before + 1e-9)
+            self.traces += taken
+            self._whole.append((portion, taken, self._parts(taken, portion.dearest * taken / portion.expected)))
+
+    @property
+    def _rare_traces(self) -> int:
+        """Rare traces in an epoch."""
+        whole = sum(len(portion.rows) for portion in self._rare if portion.share == 1.0)
+        return whole + _rounded([portion for portion in self._rare if portion.share < 1.0])
 
     @property
     def minibatches(self) -> int:
         """How many an epoch has."""
-        return sum(parts for _, parts in self._whole) + self._parts(self._rare)
+        return sum(parts for _, _, parts in self._whole) + self._rare_parts
+
+    @property
+    def _rare_parts(self) -> int:
+        partly = [portion for portion in self._rare if portion.share < 1.0]
+        cost = sum(portion.dearest for portion in self._rare if portion.share == 1.0)
+        if partly and self._max_draws is not None:
+            costs = np.concatenate([portion.cost for portion in partly if portion.cost is not None])
+            mean = sum(p.share * float(p.cost.sum()) for p in partly if p.cost is not None)
+            cost += mean * _rounded(partly) / sum(p.expected for p in partly) + float(np.ptp(costs))
+        return self._parts(self._rare_traces, cost) if self._rare else 0
 
     def shuffled(self, generator: np.random.Generator, mixing: int) -> list[Minibatch]:
         """The minibatches of one epoch."""
         units: list[tuple[int, list[Minibatch]]] = []  # number of chunks, minibatches
-        for portion, parts in self._whole:
-            rows, cost = portion.shuffled(generator)
-            units.append((1, [(Piece(portion.chunk, part),) for part in np.split(rows, _cuts(len(rows), parts, cost))]))
+        for portion, taken, parts in self._whole:
+            order = _taken(generator, [portion], taken)
+            at = cuts(taken, parts, None if portion.cost is None else portion.cost[order])
+            units.append((1, [(Piece(portion.chunk, part),) for part in np.split(portion.rows[order], at)]))
         units += self._shuffled_rare(generator)
         out: list[Minibatch] = []
         group: list[Minibatch] = []
@@ -240,45 +268,43 @@ class _Bucket:
         """Minibatches of rare types, those of every few chunks together."""
         if not self._rare:
             return
-        order = generator.permutation(len(self._rare)).tolist()
-        chunks, rows, costs, ends = [], [], [], []
-        for start in range(0, len(order), _COMPANY):
-            company = [self._rare[k] for k in order[start : start + _COMPANY]]
-            taken = [portion.shuffled(generator) for portion in company]
-            chunk = np.repeat([p.chunk for p in company], [p.taken for p in company])
-            mixed = generator.permutation(len(chunk))
-            chunks.append(chunk[mixed])
-            rows.append(np.concatenate([r for r, _ in taken])[mixed])
-            if self._max_draws is not None:
-                costs.append(np.concatenate([c for _, c in taken if c is not None])[mixed])
-            ends.append(len(mixed))
-        chunk, row = np.concatenate(chunks), np.concatenate(rows)
-        cuts = _cuts(len(row), self._parts(self._rare), np.concatenate(costs) if costs else None)
-        minibatches = [pieces(c, r) for c, r in zip(np.split(chunk, cuts), np.split(row, cuts), strict=True)]
+        taken = _taken(generator, self._rare, self._rare_traces)
+        number = np.repeat(np.arange(len(self._rare)), [len(p.rows) for p in self._rare])[taken]
+        company = (generator.permutation(len(self._rare)) // _COMPANY)[number]
+        order = np.argsort(company, kind="stable")
+        taken, number, company = taken[order], number[order], company[order]
+        chunk = np.array([portion.chunk for portion in self._rare])[number]
+        row = np.concatenate([portion.rows for portion in self._rare])[taken]
+        costs = [portion.cost for portion in self._rare if portion.cost is not None]
+        at = cuts(len(row), self._rare_parts, np.concatenate(costs)[taken] if costs else None)
+        minibatches = [pieces(c, r) for c, r in zip(np.split(chunk, at), np.split(row, at), strict=True)]
         # A minibatch that reaches into the next chunks stands with those of its first trace.
-        starts = np.searchsorted(np.concatenate([[0], cuts]), np.cumsum([0, *ends]))
+        ends = np.flatnonzero(np.diff(company, append=-1)) + 1
+        starts = np.searchsorted(np.concatenate([[0], at]), np.concatenate([[0], ends]))
         for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             yield _COMPANY, minibatches[start:end]
 
-    def _parts(self, portions: Sequence[_Portion]) -> int:
+    def _parts(self, traces: int, cost: float) -> int:
         """Into how many minibatches to cut; the same in every epoch, whatever is taken."""
-        traces = sum(p.taken for p in portions)
         if self._max_draws is None:
             return -(-traces // self._batch_size)
-        cost = sum(p.taken * p.mean_cost for p in portions)
-        return min(max(math.ceil(cost - 1e-9), 1), traces) if traces else 0
+        return min(max(math.ceil(cost - 1e-9), 1), traces)
 
 
-def _cuts(traces: int, parts: int, cost: NDArray[np.float64] | None) -> NDArray[np.int64]:
-    """Where to cut a sequence of traces so that parts cost about the same and none is empty, (parts − 1,)."""
-    inner = np.arange(1, parts)
-    if cost is None:
-        return inner * traces // parts
-    total = np.cumsum(cost)
-    cuts = np.searchsorted(total, inner * (total[-1] / parts), side="left") + 1
-    # At least one trace to each part: no cut before the one of its number, nor after that of its number from the end.
-    cuts = np.maximum.accumulate(cuts - inner) + inner
-    return np.minimum(cuts, traces - parts + inner)
+def _rounded(partly: Sequence[_Portion]) -> int:
+    """How many an epoch takes of portions of which it takes a part: at least one, so that each has its chance."""
+    return max(math.floor(sum(portion.expected for portion in partly) + 1e-9), 1) if partly else 0
+
+
+def _taken(generator: np.random.Generator, portions: Sequence[_Portion], count: int) -> NDArray[np.int64]:
+    """Which traces of some portions, counted through, an epoch takes, (count,), in random order."""
+    share = np.repeat([portion.share for portion in portions], [len(portion.rows) for portion in portions])
+    whole, partly = np.flatnonzero(share == 1.0), np.flatnonzero(share < 1.0)
+    if not len(partly):
+        return generator.permutation(len(share))
+    costs = [np.full(len(p.rows), float(k)) if p.cost is None else p.cost for k, p in enumerate(portions)]
+    few = systematic(generator, share[partly], count - len(whole), np.concatenate(costs)[partly])
+    return generator.permutation(np.concatenate([whole, partly[few]]))
 
 
 def _by_length(stocks: Sequence[Stock], buckets: int) -> Iterator[list[NDArray[Any] | slice]]:
