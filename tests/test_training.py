@@ -22,7 +22,7 @@ from etalumis.conf.build import ConfigError, build
 from etalumis.conf.compose import compose, plain
 from etalumis.conf.help import choices
 from etalumis.distributions import Normal
-from etalumis.lit_models.fit import build_optimizer, fit, summary
+from etalumis.lit_models.fit import build_optimizer, fit, make_trainer, summary
 from etalumis.lit_models.inference_network import LitInferenceNetwork
 from etalumis.lit_models.start import make_network
 from etalumis.networks import CheckpointError, InferenceNetwork, banks_of, checkpoint
@@ -443,6 +443,13 @@ def test_errors(data: Path, tmp_path: Path) -> None:
         train(data / "tau", tmp_path, "trainer.max_epochs=-1")
     with pytest.raises(ValueError, match="unknown network settings"):
         train(data / "tau", tmp_path, "+network.hidden=3", "debug=fast")
+
+
+def test_no_callback_is_there_twice(data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(settings(data / "gaussian", tmp_path), validation=True)
+    names = [type(callback).__name__ for callback in trainer.callbacks]
+    assert "Position" in names
+    assert len(names) == len(set(names)), names
 
 
 @pytest.mark.parametrize("precision", ["16", "16-mixed", "16-true"])
