@@ -21,7 +21,7 @@ from benchmarks.common import Measure, Result, Settings, compare, significant
 from benchmarks.workload import DRAWS, KINDS, MINIBATCH, MIXED, Training, traces
 from etalumis.execution import TraceBatch
 from etalumis.networks.memory import keep_freed_memory
-from etalumis.networks.network import DEFAULTS
+from etalumis.networks.settings import DEFAULTS
 
 MANY, FEWER = 20_000, 5_000
 MET = "the network that knows more has met all of its addresses: every row has optimiser state"

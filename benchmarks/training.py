@@ -23,7 +23,7 @@ from benchmarks.pyprob_peer import PeerUnavailableError, PyprobPeer
 from benchmarks.workload import COMPONENTS, DRAWS, HIDDEN, MIXED, ONE_TYPE, SIZE, Training, traces
 from etalumis.execution import TraceBatch
 from etalumis.networks.memory import keep_freed_memory
-from etalumis.networks.network import DEFAULTS
+from etalumis.networks.settings import DEFAULTS
 
 FEW = "pyprob's mixed minibatch takes seconds: its steps are few"
 NOMINAL_FLOPS = 6 * DRAWS * (4 * HIDDEN * (148 + HIDDEN) + HIDDEN * 271 + 271 * 3 * COMPONENTS)  # of one trace

@@ -16,8 +16,8 @@ from etalumis.distributions import DISTRIBUTIONS, Beta, Distribution, Normal, Tr
 from etalumis.networks.columns import Frame, UnreachableError, category_columns, coordinate_columns
 from etalumis.networks.errors import NetworkConfigError
 from etalumis.networks.intervals import interval, log_density, quantile
-from etalumis.networks.network import merged_config
 from etalumis.networks.proposals import Proposal, proposal
+from etalumis.networks.settings import merged_config
 from network_models import mixture
 
 mpmath.mp.dps = 50

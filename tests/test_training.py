@@ -470,6 +470,8 @@ def test_several_ranks_are_refused(data: Path, tmp_path: Path, words: list[str])
         (["trainer.precision=fp7"], "trainer: .*fp7"),
         (["trainer.accelerator=abacus"], "trainer: .*abacus"),
         (["trainer.max_epochs=-7"], "trainer: .*max_epochs"),
+        (["trainer.accumulate_grad_batches=0"], r"trainer\.accumulate_grad_batches=0 must be a whole number"),
+        (["minibatch=64", "data.batch_size=0"], r"data\.batch_size=0 must be a whole number"),
         (["seed=-1"], "seed=-1: .* from 0 to 4294967295"),
         (["seed=4294967296"], "seed=4294967296: .* from 0 to 4294967295"),
     ],

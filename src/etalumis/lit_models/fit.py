@@ -137,8 +137,18 @@ def build_optimizer(group: Mapping[str, Any]) -> tuple[MakeOptimizer, Callable[[
 
 
 def with_minibatch(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with ``minibatch`` spelled out as ``data.batch_size`` times the minibatches accumulated."""
+    """The settings with ``minibatch`` spelled out as ``data.batch_size`` times the minibatches accumulated.
+
+    Raises:
+        ConfigError: one of these makes no sense, or they don't go together.
+    """
     size, data, trainer = config["minibatch"], config["data"], config["trainer"]
+    for name, count in (
+        ("trainer.accumulate_grad_batches", trainer["accumulate_grad_batches"]),
+        ("data.batch_size", data["batch_size"]),
+    ):
+        if type(count) is not int or count < 1:
+            raise ConfigError(f"{name}={count!r} must be a whole number of at least 1")
     if size is None:
         return dict(config)
     if size < 1 or trainer["accumulate_grad_batches"] != 1:

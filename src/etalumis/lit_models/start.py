@@ -10,7 +10,7 @@ from etalumis.conf.build import ConfigError
 from etalumis.datamodules.tracked import Told, TrackedDataModule
 from etalumis.lit_models.resume import leaves, read_checkpoint
 from etalumis.networks import InferenceNetwork, NetworkConfigError, Row, checkpoint
-from etalumis.networks.network import merged_config
+from etalumis.networks.settings import merged_config
 
 DICTIONARY = "dictionary"
 _AHEAD = {"seen": False, "all": True}

@@ -18,9 +18,10 @@ from etalumis.networks import checkpoint
 from etalumis.networks.banks import Bank, RowGrad, banks_of
 from etalumis.networks.errors import CheckpointError, NetworkConfigError, ProposalError
 from etalumis.networks.layout import Layout, Row, rows_of
-from etalumis.networks.network import DEFAULTS, InferenceNetwork
+from etalumis.networks.network import InferenceNetwork
 from etalumis.networks.packing import TrainingBatch, pack
 from etalumis.networks.proposer import NetworkProposer
+from etalumis.networks.settings import DEFAULTS
 
 __all__ = [
     "DEFAULTS",

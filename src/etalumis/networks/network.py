@@ -29,40 +29,24 @@ from etalumis.networks.noise import realised
 from etalumis.networks.observations import ObservationEmbedding
 from etalumis.networks.observed import met_observations, observed_values
 from etalumis.networks.packing import DrawGroup, TrainingBatch
-from etalumis.networks.proposals import Proposal, check_proposals, proposal
+from etalumis.networks.proposals import Proposal, proposal
+from etalumis.networks.settings import merged_config
 from etalumis.storage.sites import Seen, join_observed, observed
 
 if TYPE_CHECKING:
     from etalumis.networks.proposer import NetworkProposer
-
-DEFAULTS: dict[str, Any] = {
-    "observations": {},
-    "observation_embedding": 256,
-    "address_embedding": 64,
-    "type_embedding": 8,
-    "value_embedding": 4,
-    "core": {"kind": "lstm"},
-    "head": {"kind": "film", "hidden": None},
-    "proposals": {},
-    "components": 10,
-    "bins": 40,
-    "segments": 16,
-    "max_instances": 4,
-    "max_controlled": None,
-    "seed": 0,
-}
 
 
 class InferenceNetwork(nn.Module):
     """Proposals for every controlled scalar draw of one simulator.
 
     Args:
-        config: plain values, merged over :data:`DEFAULTS`: sizes of the embeddings; ``observations``: embedding
-            of each observation by name (see :class:`ObservationEmbedding`); ``core`` and ``head``: ``kind`` and
-            arguments; ``proposals``: their kind by family, where it is not the family's own (``{"Uniform":
-            "histogram"}``), with the sizes ``components`` of a mixture, ``bins`` of a histogram and ``segments`` of a
-            spline; ``max_instances`` of a loop with rows of their own (None: all); ``max_controlled`` draws of a trace
-            to propose (None: all); ``seed`` of the first weights.
+        config: plain values, merged over :data:`etalumis.networks.settings.DEFAULTS`: sizes of the embeddings;
+            ``observations``: embedding of each observation by name (see :class:`ObservationEmbedding`); ``core`` and
+            ``head``: ``kind`` and arguments; ``proposals``: their kind by family, where it is not the family's own
+            (``{"Uniform": "histogram"}``), with the sizes ``components`` of a mixture, ``bins`` of a histogram and
+            ``segments`` of a spline; ``max_instances`` of a loop with rows of their own (None: all);
+            ``max_controlled`` draws of a trace to propose (None: all); ``seed`` of the first weights.
         observations: shape of each observation it reads, by name.
         simulator: name of the simulator it is for; stored with checkpoints.
 
@@ -300,24 +284,6 @@ class InferenceNetwork(nn.Module):
                 "the stored network has other addresses, or the same in another order; load it into a new network"
             )
         self.grow(rows)
-
-
-def merged_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration over the defaults.
-
-    Raises:
-        NetworkConfigError: naming unknown keys and the known ones.
-    """
-    unknown = sorted(set(config) - set(DEFAULTS))
-    if unknown:
-        raise NetworkConfigError(f"unknown network settings {unknown}; the settings are {sorted(DEFAULTS)}")
-    out = {**DEFAULTS, **config}
-    out["head"] = {**DEFAULTS["head"], **out["head"]}
-    kind, unknown = out["head"]["kind"], sorted(set(out["head"]) - set(DEFAULTS["head"]))
-    if kind not in HEADS or unknown:
-        raise NetworkConfigError(f"a head has kind (one of {sorted(HEADS)}) and hidden; got {out['head']}")
-    check_proposals(out)
-    return out
 
 
 def _seed(seed: int, purpose: str) -> int:

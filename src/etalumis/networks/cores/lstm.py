@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from etalumis.networks.autocast import autocast_dtype
-from etalumis.networks.cores.base import Core, State
-from etalumis.networks.errors import NetworkConfigError
+from etalumis.networks.cores.base import Core, State, check_counts
 
 # The derivatives of activations from their values: one fused pass each.
 d_sigmoid = torch.ops.aten.sigmoid_backward
@@ -30,8 +29,7 @@ class LSTM(Core):
 
     def __init__(self, hidden: int = 512, layers: int = 1) -> None:
         super().__init__()
-        if hidden < 1 or layers < 1:
-            raise NetworkConfigError(f"an LSTM needs hidden ≥ 1 and layers ≥ 1; got {hidden} and {layers}")
+        check_counts("lstm", hidden=hidden, layers=layers)
         self.width, self.size, self.layers = 4 * hidden, hidden, layers
         bound = 1.0 / math.sqrt(hidden)
         self.recurrent = nn.ParameterList(
