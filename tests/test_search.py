@@ -19,10 +19,10 @@ from etalumis import cli
 from etalumis.callbacks import Paused
 from etalumis.conf.build import ConfigError, build
 from etalumis.conf.help import choices
-from etalumis.conf.sweep import expand, quoted
+from etalumis.conf.sweep import Point, expand, quoted
 from etalumis.lit_models.fit import make_module
 from etalumis.lit_models.lr_finder import range_test, suggest
-from etalumis.lit_models.search import SearchError, search
+from etalumis.lit_models.search import Running, SearchError, _failure, folder_of, search
 from etalumis.report.training import draw_search
 from etalumis.storage import simulate
 from training_runs import SMALL, assert_equal_state, gaussian_model, settings
@@ -188,6 +188,28 @@ def test_points_are_trained_once_and_failures_named(data: Path, tmp_path: Path) 
     assert result.stat().st_mtime_ns == made
     with pytest.raises(ConfigError, match=r"a search with other settings \(.*optimizer\.lr=1\)"):
         search(["search=custom", *search_words, "optimizer.lr=1"])
+
+
+@pytest.mark.parametrize(("code", "why"), [("sys.exit(75)", "train: stopped"), ("signal.raise_signal(15)", "SIGTERM")])
+def test_a_point_that_stops_unasked_has_failed(tmp_path: Path, code: str, why: str) -> None:
+    point = Point("one", {}, ())
+    log = folder_of(tmp_path, point) / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("etalumis train: stopped by SIGTERM after 3 steps\n")
+    with subprocess.Popen([sys.executable, "-c", f"import signal, sys; {code}"]) as process:
+        process.wait()
+    run = Running(point, process, 0.0)
+    assert _failure(tmp_path, run, asked=True) is None
+    assert why in str(_failure(tmp_path, run, asked=False))
+
+
+@pytest.mark.slow
+def test_a_search_with_points_that_were_terminated_says_so(data: Path, tmp_path: Path) -> None:
+    words = [*words_of(data, tmp_path)[:-1], "+callbacks.end._target_=signal.raise_signal"]
+    with pytest.raises(SearchError, match=r"2 of 2 points failed, .*killed by SIGTERM"):
+        search(["search=custom", *words, "+callbacks.end.signalnum=15", "optimizer.lr=1e-3,1e-2"])
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [row["state"] for row in rows] == ["failed", "failed"]
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def _train_all(
                 run.process.wait()
         for run in [run for run in running if run.process.poll() is not None]:
             running.remove(run)
-            row = _row(output, run.point, _failure(output, run))
+            row = _row(output, run.point, _failure(output, run, asked=bool(requests.reason)))
             if row["state"] == _FAILED:
                 failed[run.point.name] = row["why"]
             done = len(points) - len(waiting) - len(running)
@@ -173,10 +173,10 @@ def _start(
         )
 
 
-def _failure(output: Path, run: Running) -> str | None:
-    """Why a process failed; None where it did not, or where it was asked to stop."""
+def _failure(output: Path, run: Running, asked: bool) -> str | None:
+    """Why a process failed; None where it did not, or where the search has asked it to stop."""
     code = run.process.returncode
-    if code in (0, Paused.exit_code, -signal.SIGTERM):
+    if code == 0 or (asked and code in (Paused.exit_code, -signal.SIGTERM)):
         return None
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
