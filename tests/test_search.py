@@ -55,6 +55,17 @@ def test_suggestion_lies_where_the_loss_falls_fastest() -> None:
         suggest(rates.tolist(), np.linspace(1.0, 2.0, 121).tolist())
 
 
+@pytest.mark.parametrize("after", [[50.0], [float("inf")] * 4])
+def test_losses_that_blow_up_after_a_few_steps_are_too_few(after: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"too few .* more tune\.steps"):
+        suggest(np.geomspace(1e-3, 1.0, 10).tolist(), [5.0, 4.0, 3.0, 2.0, 1.5, *after])
+
+
+def test_losses_that_are_not_finite_do_not_count_as_steps() -> None:
+    rates, falls = np.geomspace(1e-3, 1.0, 40).tolist(), np.linspace(9.0, 1.0, 9).tolist()
+    assert suggest(rates, falls).suggestion == suggest(rates, [*falls, *[float("inf")] * 31]).suggestion
+
+
 def test_range_test_leaves_the_network_alone(data: Path, tmp_path: Path) -> None:
     config = settings(data, tmp_path, *TUNE, "trainer.accumulate_grad_batches=2")
     module, datamodule = make_module(config)

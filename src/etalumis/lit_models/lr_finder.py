@@ -102,7 +102,7 @@ def suggest(rates: list[float], losses: list[float]) -> RangeTest:
         losses: as many, or fewer where the test ended early.
 
     Raises:
-        ConfigError: the losses never fall.
+        ConfigError: the losses never fall, or blow up too soon after they have.
     """
     kept = [loss for loss in losses if math.isfinite(loss)]
     smooth: list[float] = []
@@ -111,10 +111,15 @@ def suggest(rates: list[float], losses: list[float]) -> RangeTest:
         mean = _MEMORY * mean + (1.0 - _MEMORY) * loss
         smooth.append(mean / (1.0 - _MEMORY**number))
     lowest = int(np.argmin(smooth)) if smooth else 0
-    reach = max(3, len(losses) // 10)
+    reach = max(3, len(kept) // 10)
     if lowest <= reach:
         raise ConfigError(
             f"the loss rises from the first steps on, at a learning rate of {rates[0]:.2g}: lower tune.start"
+        )
+    if len(kept) <= 2 * reach:  # no step has so many on each side
+        raise ConfigError(
+            f"{len(kept)} steps with a loss, up to a learning rate of {rates[len(kept) - 1]:.2g}, are too few to tell "
+            "where it falls fastest: lower tune.end, or give more tune.steps"
         )
     return RangeTest(rates[: len(kept)], kept, smooth, rates[_steepest(np.array(kept), lowest, reach)])
 
