@@ -168,6 +168,21 @@ def test_fresh_noise_has_the_likelihoods_law_and_changes_with_the_epoch() -> Non
     assert not np.isclose(other, epochs[0].observations["image"].numpy()).any(axis=(1, 2)).all()
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_observations_of_a_trace_have_noise_of_their_own(on_device: bool) -> None:
+    def pair() -> None:
+        mu = et.sample(Normal(0.0, 1.0), name="mu")
+        et.observe(Normal(mu, 1.0), name="left")
+        et.observe(Normal(mu, 1.0), name="right")
+
+    count = 1000
+    data = traces(pair, count)
+    packed = pack(data, small(data).layout, seed=3, noise_on_device=on_device)
+    mu = torch.from_numpy(data.draws("mu")[1])[packed.order]
+    left, right = (x.double() - mu for x in realised(packed.observations).values())
+    assert abs(float(torch.corrcoef(torch.stack([left, right]))[0, 1])) < 5 / math.sqrt(count)
+
+
 def test_noise_tells_nothing_of_the_draws_whatever_the_seeds() -> None:
     """Simulations and noise are keyed by seed and trace alike; made of the same numbers, x would leak into y."""
     count, alarm = 2000, 5 / math.sqrt(2000)
