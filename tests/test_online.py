@@ -34,6 +34,9 @@ from etalumis.simulators.classics import (
     gaussian_posterior,
 )
 from etalumis.storage import Dataset, DatasetError, SimulationError, simulate
+from etalumis.storage.failures import FailurePolicy
+from etalumis.storage.sort import sort
+from etalumis.storage.validate import validate
 
 pytestmark = [
     pytest.mark.timeout(100),
@@ -213,6 +216,29 @@ def test_kept_traces_are_the_dataset_of_simulate(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.value, other.value)
         np.testing.assert_array_equal(one.log_likelihood, other.log_likelihood)
         assert [one.addresses[a] for a in one.address[:9]] == [other.addresses[a] for a in other.address[:9]]
+
+
+def now_and_then() -> float:
+    """Fails in one trace of twenty."""
+    x = float(et.sample(Uniform(0.0, 1.0), name="x"))
+    if x > 0.95:
+        raise ZeroDivisionError("no such decay")
+    et.observe(Normal(x, 1.0), name="y")
+    return x
+
+
+def test_kept_traces_tell_of_failures(tmp_path: Path) -> None:
+    target = {"_target_": "test_online:now_and_then"}
+    train(online(target, tee=str(tmp_path / "kept"), failures="skip"))
+    made = simulate(
+        lambda: et.Model(now_and_then), tmp_path / "made", 192, model="now_and_then", seed=3, workers=0, chunk_size=32,
+        failures=FailurePolicy("skip"),
+    )  # fmt: skip
+    assert made.failures["count"] > 3
+    assert Dataset(tmp_path / "kept").manifest.failures == made.failures
+    assert list(validate(tmp_path / "kept", workers=0)) == []
+    sort([tmp_path / "kept"], tmp_path / "sorted", workers=0)
+    assert Dataset(tmp_path / "sorted").manifest.failures == made.failures
 
 
 @pytest.mark.parametrize(("after", "accumulate"), [(3, 1), (9, 2), (6, 1)])

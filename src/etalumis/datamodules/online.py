@@ -249,10 +249,10 @@ class OnlineDataModule(TrackedDataModule):
             self._copy = None
 
     def _stream(self, numbers: Sequence[int], cancellation: Cancellation) -> Iterator[tuple[int, TraceBatch]]:
-        for number, chunk in zip(numbers, self.source.chunks(numbers, cancellation=cancellation), strict=True):
+        for number, made in zip(numbers, self.source.chunks(numbers, cancellation=cancellation), strict=True):
             if self._copy is not None:
-                self._copy.write(number, chunk)
-            yield number, self.source.traces(number, chunk)
+                self._copy.write(number, made)
+            yield number, self.source.traces(number, made.chunk)
 
     def _prepare(self, traces: TraceBatch) -> TrainingBatch:
         if self.grow:
@@ -266,5 +266,5 @@ class OnlineDataModule(TrackedDataModule):
 
     def _made(self, numbers: Sequence[int], from_prior: bool = False) -> Iterator[TraceBatch]:
         """Traces of some chunks, made in this process, or in another if they may hang."""
-        for number, chunk in zip(numbers, self.source.chunks(numbers, self._aside, from_prior), strict=True):
-            yield self.source.traces(number, chunk)
+        for number, made in zip(numbers, self.source.chunks(numbers, self._aside, from_prior), strict=True):
+            yield self.source.traces(number, made.chunk)

@@ -21,6 +21,7 @@ from etalumis.storage.chunk import EncodedChunk, chunk_key
 from etalumis.storage.failures import FailurePolicy
 from etalumis.storage.simulate import make_chunks
 from etalumis.storage.tar import unpack_span
+from etalumis.storage.worker import Made
 
 _ALL = 1 << 62  # traces that a run may have
 
@@ -73,7 +74,7 @@ class Source:
         workers: int | None = None,
         from_prior: bool = False,
         cancellation: Cancellation | None = None,
-    ) -> Iterator[EncodedChunk]:
+    ) -> Iterator[Made]:
         """The chunks of these numbers in order, made ahead where there are ``workers``.
 
         With ``from_prior`` they come from the priors as they are, in spite of ``inflation``. Another thread ends the
@@ -81,10 +82,9 @@ class Source:
         """
         count = self._workers if workers is None else workers
         inflation = None if from_prior else self._inflation
-        makes = make_chunks(self._factory, self._origin, numbers, count, self._failures, inflation, cancellation)
-        with closing(makes) as made:
-            for chunk, _ in made:
-                yield chunk
+        made = make_chunks(self._factory, self._origin, numbers, count, self._failures, inflation, cancellation)
+        with closing(made):
+            yield from made
 
     @property
     def run(self) -> dict[str, Any]:
@@ -113,8 +113,8 @@ class Copy:
     def __init__(self, directory: str | Path, origin: Origin) -> None:
         self._writer = ShardWriter(directory, origin)
 
-    def write(self, number: int, chunk: EncodedChunk) -> None:
-        """Write a chunk unless it is there.
+    def write(self, number: int, made: Made) -> None:
+        """Write a chunk, and which executions it lacks, unless it is there.
 
         Raises:
             DatasetError: an earlier one is not.
@@ -126,7 +126,7 @@ class Copy:
                 "before were not kept; go on without data.tee"
             )
         if number == there:
-            self._writer.append(chunk)
+            self._writer.append(*made)
 
     def end(self, complete: bool) -> None:
         """Finish the dataset, or leave it to be gone on with."""
