@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import etalumis as et
 from etalumis.conf.simulation import summary
 from etalumis.distributions import Normal, Uniform
 from etalumis.execution import run
-from etalumis.storage import Dataset, SimulationError, simulate
+from etalumis.storage import Dataset, SimulationError, simulate, sort
 from etalumis.storage.failures import FailedTrace, FailurePolicy, summarise
+from etalumis.storage.validate import validate
 
 pytestmark = pytest.mark.timeout(60)
 SKIP = FailurePolicy("skip")
@@ -142,6 +144,24 @@ def test_policies_that_make_no_sense(tmp_path: Path) -> None:
         make(tmp_path / "d", "nothing", FailurePolicy(timeout=1.0), 0)
 
 
+class Sleeping:
+    """Makes its own batches, and none ever comes."""
+
+    name = "sleeping"
+
+    def __init__(self) -> None:
+        self.addresses = et.execution.AddressBook()
+
+    def batches(self, *settings: object, **more: object) -> Iterator[et.TraceBatch]:
+        time.sleep(50.0)
+        yield from ()
+
+
+def test_a_timeout_is_refused_where_it_could_not_be_kept(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"timeout=1 can't be kept by 'sleeping'.*simulator\.timeout"):
+        simulate(Sleeping, tmp_path / "d", 4, model="sleeping", failures=FailurePolicy(timeout=1.0))
+
+
 # --- simulators in other processes --------------------------------------------------------------------------------
 
 
@@ -177,3 +197,40 @@ def test_what_a_simulators_own_policy_drops_is_recorded(tmp_path: Path) -> None:
     said = Dataset(tmp_path / "d").manifest.failures
     assert said["count"] == COUNT - len(Dataset(tmp_path / "d"))
     assert said["messages"][0]["message"].startswith("left out by the simulator's policy")
+
+
+class Above:
+    """Fails in the executions whose first draw is above a limit."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    def __call__(self) -> None:
+        x = et.sample(Uniform(0.0, 1.0), name="x")
+        if x > self.limit:
+            raise RuntimeError("above")
+        et.observe(Normal(x, 1.0), name="y")
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 5])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_chunks_of_which_all_fail_are_left_out(chunk_size: int, workers: int, tmp_path: Path) -> None:
+    """Storage chunks of a few traces each, and the last may hold a single one."""
+    model = partial(et.Model, Above(0.5), "above")
+    drawn = [trace.values[0] for trace in run(et.Model(Above(1.0), "above"), indices=range(31), seed=0)]
+    good = [index for index, x in enumerate(drawn) if x <= 0.5]
+    settings = {"model": "above", "chunk_size": chunk_size, "failures": FailurePolicy("skip", 1.0)}
+    manifest = simulate(model, tmp_path / "d", 31, workers=workers, **settings)
+    dataset = Dataset(tmp_path / "d")
+    assert [index for batch in dataset.batches() for index in batch.index.tolist()] == good
+    assert manifest.failures["indices"] == sorted(set(range(31)) - set(good))
+    assert list(validate(tmp_path / "d", workers=0)) == []
+    assert simulate(model, tmp_path / "d", 31, workers=0, **settings) == manifest
+    sort(tmp_path / "d", tmp_path / "s", workers=0, memory_mb=160)
+    assert list(validate(tmp_path / "s", workers=0)) == []
+
+
+def test_a_dataset_of_which_all_fail_is_refused(tmp_path: Path) -> None:
+    model = partial(et.Model, Above(-1.0), "above")
+    with pytest.raises(SimulationError, match=r"every one of the 3 executions failed.*above"):
+        simulate(model, tmp_path / "d", 3, model="above", workers=0, failures=FailurePolicy("skip", 1.0))

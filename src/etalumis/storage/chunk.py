@@ -83,6 +83,13 @@ class EncodedChunk:
     memory: int
     observes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @classmethod
+    def empty(cls) -> EncodedChunk:
+        """A chunk all of whose executions failed: no traces, no bytes."""
+        none = np.zeros(0, dtype=np.int64)
+        index = TraceIndex(none.astype(np.uint64), none, none.astype(np.int32), none, none)
+        return cls(b"", AddressBook(), index, Sites(none, none, none, none), 0)
+
     def header(self) -> bytes:
         """Everything but the span, as JSON."""
         return json.dumps(

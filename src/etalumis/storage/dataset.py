@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from etalumis.execution import TraceBatch
-from etalumis.storage.chunk import chunk_key, decode
+from etalumis.storage.chunk import decode
 from etalumis.storage.errors import MALFORMED, DatasetError
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.manifest import ChunkEntry, Manifest, load_addresses, load_index, shard_name
@@ -99,7 +99,7 @@ class Dataset:
                 "have the checksum of the manifest; copy the file again, or simulate the dataset anew"
             )
         try:
-            return unpack_span(chunk_key(number), span)
+            return unpack_span(None, span)  # numbered as made: not those of which nothing was left
         except DatasetError as error:
             raise DatasetError(f"{path}, chunk {number}: {error}") from error
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from etalumis.execution import AddressBook
 from etalumis.storage.chunk import EncodedChunk, address_entry
-from etalumis.storage.errors import DatasetError
+from etalumis.storage.errors import DatasetError, SimulationError
 from etalumis.storage.failures import FailedTrace, summarise
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.journal import Layout, Line, journal_of, part_of, read_journal, tidy_up
@@ -99,10 +99,10 @@ class GrowingShard:
         return self.done == len(self._chunks)
 
     def append(self, chunk: EncodedChunk, failures: tuple[FailedTrace, ...] = ()) -> None:
-        """Write the next chunk."""
+        """Write the next chunk; nothing but its line in the journal where it has no traces."""
         known = len(self._book)
         ids = self._book.merge(chunk.addresses)
-        entry = address_entry(self._chunks[self.done], ids)
+        entry = address_entry(self._chunks[self.done], ids) if chunk.span else b""
         placed = ChunkEntry(
             shard=self.number,
             offset=self._file.tell(),
@@ -198,11 +198,18 @@ class GrowingDataset:
             lines, _ = read_journal(self._directory, number)
             assert len(lines) == len(self.layout.of_shard(number)), number
             for line, (chunk, ids) in zip(lines, self._settle(number, lines, book), strict=True):
+                failures += line.failures
+                if not chunk.traces:
+                    continue
                 chunks.append(chunk)
                 indices.append(TraceIndex.from_text(line.traces))
                 sites.append(Sites.from_text(line.sites).remap(ids))
                 observes.append(line.observes)
-                failures += line.failures
+        if not chunks:
+            raise SimulationError(
+                f"every one of the {len(failures)} executions failed, the first with {failures[0].message!r}: correct "
+                f"the simulator, delete {self._directory}, and simulate anew"
+            )
         manifest = complete(
             self._directory,
             self._origin,
@@ -237,6 +244,9 @@ class GrowingDataset:
             for position, line in zip(self.layout.of_shard(number), lines, strict=True):
                 mapping += [book.intern(*address) for address in line.addresses]
                 ids = np.array([mapping[own] for own in line.ids], dtype=np.int32)
+                if not line.chunk.traces:
+                    yield line.chunk, ids
+                    continue
                 entry, chunk = address_entry(position, ids), line.chunk
                 file.seek(chunk.offset + chunk.size - len(entry))
                 file.write(entry)

@@ -72,13 +72,13 @@ class TraceIndex:
     def counts(self) -> dict[str, int]:
         """What a :class:`.ChunkEntry` says of these traces."""
         return {
-            "first": int(self.index[0]),
+            "first": int(self.index[0]) if len(self) else 0,
             "traces": len(self),
             "draws": int(self.length.sum()),
             "controlled": int(self.controlled[self.type].sum()),
             "types": len(self.types),
-            "shortest": int(self.length.min()),
-            "longest": int(self.length.max()),
+            "shortest": int(self.length.min()) if len(self) else 0,
+            "longest": int(self.length.max(initial=0)),
         }
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:

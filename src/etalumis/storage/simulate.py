@@ -166,7 +166,7 @@ def _write(
 ) -> Iterator[int]:
     """Make and write the chunks that my shards lack; yields the executions of each."""
     todo = [number for shard, have in mine.items() for number in layout.of_shard(shard)[have:]]
-    with closing(make_chunks(factory, origin, todo, workers, policy)) as chunks:
+    with closing(make_chunks(factory, origin, todo, workers, policy, empty=True)) as chunks:
         for number in mine:
             with GrowingShard(output, number, layout.of_shard(number)) as shard:
                 while not shard.full:
@@ -183,10 +183,12 @@ def make_chunks(
     policy: FailurePolicy,
     inflation: float | None = None,
     cancellation: Cancellation | None = None,
+    empty: bool = False,
 ) -> Generator[Made, None, None]:
     """The chunks of these numbers in order, made in this process (``workers=0``) or in others.
 
-    With ``inflation`` the traces come from wider priors; they know log q of their draws.
+    With ``inflation`` the traces come from wider priors; they know log q of their draws. With
+    ``empty`` a chunk may have no traces, where the policy lets all of its executions fail.
 
     Raises:
         SimulationError: an execution failed or a worker died, and the policy does not let it pass.
@@ -194,7 +196,7 @@ def make_chunks(
     """
     if not todo:
         return
-    make, tasks = partial(ChunkRunner, factory, origin, policy, inflation), map(ChunkTask, todo)
+    make, tasks = partial(ChunkRunner, factory, origin, policy, inflation, empty), map(ChunkTask, todo)
     try:
         if workers < 1:
             runner = make()

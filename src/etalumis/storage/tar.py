@@ -26,8 +26,12 @@ def pack_span(key: str, members: Mapping[str, bytes]) -> bytes:
     return b"".join(parts)
 
 
-def unpack_span(key: str, span: bytearray) -> dict[str, memoryview]:
+def unpack_span(key: str | None, span: bytearray) -> dict[str, memoryview]:
     """The members of a span by field, as writable views of its bytes.
+
+    Args:
+        key: that of all members; None takes any, the same in all.
+        span: the bytes.
 
     Raises:
         DatasetError: the bytes are not tar entries of this key.
@@ -39,7 +43,8 @@ def unpack_span(key: str, span: bytearray) -> dict[str, memoryview]:
         name, size = _head(bytes(view[position : position + BLOCK]))
         start = position + BLOCK
         found, _, field = name.partition(".")
-        if found != key or start + size > len(span):
+        key = found if key is None else key
+        if found != key or not field or start + size > len(span):
             raise DatasetError(f"chunk {key}: no tar entry of it {position} bytes into it, but {name!r}")
         members[field] = view[start : start + size]
         position = start + size + (-size % BLOCK)

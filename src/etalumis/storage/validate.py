@@ -130,7 +130,8 @@ def _manifest(manifest: Manifest) -> Iterator[str]:
             yield f"{MANIFEST} says {key} {getattr(manifest, key)}, but its chunks make {found}"
     places = [(chunk.shard, chunk.offset, chunk.size) for chunk in chunks]
     for (shard, offset, size), following in pairwise(places):
-        if following[:2] not in ((shard, offset + size), (shard + 1, 0)):
+        next_shard = following[0] > shard and following[1] == 0  # one between may hold nothing
+        if following[:2] != (shard, offset + size) and not next_shard:
             yield f"{MANIFEST}: the chunk at byte {following[1]} of shard {following[0]} does not follow the one before"
 
 

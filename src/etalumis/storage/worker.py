@@ -60,12 +60,21 @@ class ChunkRunner:
         origin: of the dataset.
         policy: what a failed execution means.
         inflation: by how much priors of controlled draws are widened; None leaves them.
+        empty: whether a chunk may have no traces, where the policy lets all of its executions fail.
 
     Raises:
         ChunkError: the model can't be made.
+        ValueError: the model executes by itself, where no timeout can be kept.
     """
 
-    def __init__(self, factory: Factory, origin: Origin, policy: FailurePolicy, inflation: float | None = None) -> None:
+    def __init__(
+        self,
+        factory: Factory,
+        origin: Origin,
+        policy: FailurePolicy,
+        inflation: float | None = None,
+        empty: bool = False,
+    ) -> None:
         assert origin.num_traces is not None
         assert origin.chunk_size is not None
         self._total, self._size = origin.num_traces, origin.chunk_size
@@ -73,11 +82,19 @@ class ChunkRunner:
         self._encoding = Encoding(**origin.encoding)
         self._draw = self._encoding.observes == "both"
         self._policy = policy
+        self._empty = empty
         self._controller = Prior() if inflation is None else Inflated(inflation)
         try:
             self._model = factory()
         except Exception as error:
             raise ChunkError(None, traceback.format_exc()) from error
+        self._by_itself = isinstance(self._model, Batched) and isinstance(self._controller, Prior)
+        if self._by_itself and policy.timeout is not None:
+            self.close()
+            raise ValueError(
+                f"timeout={policy.timeout:g} can't be kept by {origin.model!r}, a simulator that executes many traces "
+                "by itself: leave timeout out, and set the simulator's own (simulator.timeout) if it has one"
+            )
 
     def close(self) -> None:
         """Let go of what the model holds, such as simulator processes."""
@@ -101,12 +118,13 @@ class ChunkRunner:
         failures = _Failures(self._policy, indices, task.lost)
         batches: list[TraceBatch] = []
         for span in _without(indices, {failure.trace_index for failure in task.lost}):
-            by_itself = isinstance(self._model, Batched) and isinstance(self._controller, Prior)
-            execute = self._in_batches if by_itself else self._one_by_one
+            execute = self._in_batches if self._by_itself else self._one_by_one
             batches += execute(span, failures, desk)
         desk.at(NOWHERE)
         batches = [self._checked(batch, failures) for batch in sorted(batches, key=lambda batch: int(batch.index[0]))]
         if not sum(map(len, batches)):
+            if self._empty and failures.all_allowed():
+                return Made(EncodedChunk.empty(), failures.found())
             raise ChunkError(
                 f"the execution of every one of {these}",
                 failures.last
@@ -215,6 +233,11 @@ class _Failures:
         for index in set(self._indices) - known:
             reason = reasons.get(index)
             self._found.append(FailedTrace(index, f"left out by the simulator's policy{f': {reason}' * bool(reason)}"))
+
+    def all_allowed(self) -> bool:
+        """Whether all of the chunk's executions failed, and may."""
+        count = len(self._indices)
+        return self._policy.skips and len(self._found) == count <= self._policy.allowed(count)
 
     def found(self) -> tuple[FailedTrace, ...]:
         return tuple(sorted(self._found))
