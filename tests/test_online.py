@@ -90,7 +90,8 @@ def online(simulator: dict[str, Any] | None = None, **settings: Any) -> OnlineDa
 class Losses(Callback):
     """Keeps the loss of every training minibatch, and pulls the plug after so many."""
 
-    def __init__(self, pull: int = -1, save: Path | None = None) -> None:
+    def __init__(self, pull: int = -1, save: Path | None = None, go_on: bool = False) -> None:
+        self._go_on = go_on
         self.train: dict[tuple[int, int], float] = {}
         self._left, self._save = pull, save
 
@@ -102,7 +103,8 @@ class Losses(Callback):
         if self._left == 0:
             assert self._save is not None
             trainer.save_checkpoint(self._save)
-            raise KeyError("the plug was pulled")
+            if not self._go_on:
+                raise KeyError("the plug was pulled")
 
 
 def train(
@@ -239,6 +241,22 @@ def test_kept_traces_tell_of_failures(tmp_path: Path) -> None:
     assert list(validate(tmp_path / "kept", workers=0)) == []
     sort([tmp_path / "kept"], tmp_path / "sorted", workers=0)
     assert Dataset(tmp_path / "sorted").manifest.failures == made.failures
+
+
+def test_a_finished_dataset_is_gone_on_with_by_a_longer_training(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    train(online(RARE, seed=4, tee=str(kept)), Losses(6, tmp_path / "first.ckpt", go_on=True), epochs=1)
+    assert len(Dataset(kept)) == 96
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    train(online(RARE, seed=4, tee=str(kept)), resume=tmp_path / "first.ckpt", epochs=1)
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    train(online(RARE, seed=4, tee=str(kept)), resume=tmp_path / "first.ckpt", epochs=2)
+    train(online(RARE, seed=4, tee=str(tmp_path / "whole")), epochs=2)
+    for path in (tmp_path / "whole").iterdir():
+        assert (kept / path.name).read_bytes() == path.read_bytes(), path.name
+    assert list(validate(kept, workers=0)) == []
+    with pytest.raises(DatasetError, match=r"already holds a dataset made with other settings \(seed\)"):
+        train(online(RARE, seed=5, tee=str(kept)))
 
 
 @pytest.mark.parametrize(("after", "accumulate"), [(3, 1), (9, 2), (6, 1)])

@@ -19,10 +19,12 @@ from etalumis.networks.packing import TrainingBatch
 from etalumis.storage import DatasetError, Encoding, Origin, ShardWriter, SimulationError, decode
 from etalumis.storage.chunk import EncodedChunk, chunk_key
 from etalumis.storage.failures import FailurePolicy
+from etalumis.storage.manifest import JOURNAL, MANIFEST, finished, write_atomically
 from etalumis.storage.simulate import make_chunks
 from etalumis.storage.tar import unpack_span
 from etalumis.storage.worker import Made
 
+_KEPT_JOURNAL = "journal.jsonl"  # of a finished copy
 _ALL = 1 << 62  # traces that a run may have
 
 
@@ -105,35 +107,61 @@ class Source:
 class Copy:
     """A dataset of the chunks that were made, in order of their numbers; goes on where it was left.
 
+    A finished one is gone on with when there is more: its journal is kept beside it (``journal.jsonl``) for that.
+
     Args:
         directory: its folder.
         origin: what it is made from.
+
+    Raises:
+        DatasetError: the folder holds another dataset.
     """
 
     def __init__(self, directory: str | Path, origin: Origin) -> None:
-        self._writer = ShardWriter(directory, origin)
+        self._directory, self._origin = Path(directory), origin
+        manifest = finished(self._directory, origin)
+        self._finished = len(manifest.chunks) if manifest is not None else 0
+        self._writer = None if manifest is not None else ShardWriter(directory, origin)
 
     def write(self, number: int, made: Made) -> None:
         """Write a chunk, and which executions it lacks, unless it is there.
 
         Raises:
-            DatasetError: an earlier one is not.
+            DatasetError: an earlier one is not, or what is finished can't be gone on with.
         """
-        there = len(self._writer.chunks)
+        there = self._finished if self._writer is None else len(self._writer.chunks)
         if number > there:
             raise DatasetError(
-                f"{self._writer.directory} holds {there} chunks, training is at the {number + 1}th: the traces "
+                f"{self._directory} holds {there} chunks, training is at the {number + 1}th: the traces "
                 "before were not kept; go on without data.tee"
             )
         if number == there:
+            if self._writer is None:
+                self._writer = self._reopened()
             self._writer.append(*made)
 
     def end(self, complete: bool) -> None:
         """Finish the dataset, or leave it to be gone on with."""
+        if self._writer is None:
+            return
         if complete and self._writer.chunks:
+            kept = self._directory / _KEPT_JOURNAL
+            write_atomically(kept, (self._directory / JOURNAL).read_bytes())
             self._writer.close()
         else:
             self._writer.suspend()
+
+    def _reopened(self) -> ShardWriter:
+        """The finished dataset, unfinished again."""
+        kept = self._directory / _KEPT_JOURNAL
+        if not kept.exists():
+            raise DatasetError(
+                f"{self._directory} holds a finished dataset without its {kept.name}, which it takes to go on with it; "
+                "go on without data.tee"
+            )
+        kept.replace(self._directory / JOURNAL)
+        (self._directory / MANIFEST).unlink()
+        return ShardWriter(self._directory, self._origin)
 
 
 class SimulationLoader:
