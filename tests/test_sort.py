@@ -218,12 +218,43 @@ def test_a_failure_on_any_rank_ends_all(unsorted: Path, tmp_path: Path) -> None:
     path = damaged / "shard-000003.tar"
     path.write_bytes(path.read_bytes()[:2000] + b"?" + path.read_bytes()[2001:])
     command = [mpirun(), "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-m", "etalumis.cli"]
-    command += ["sort", f"input={damaged}", f"output={tmp_path / 's'}", "memory_mb=97.5"]
+    command += ["sort", f"input={damaged}", f"output={tmp_path / 's'}", "memory_mb=97.5", "debug=true"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert "shard-000003.tar is damaged" in done.stderr
+    assert "Traceback" in done.stderr, "of the rank that failed, before it ends the job"
     with pytest.raises(DatasetError, match="unfinished sort"):
         Dataset(tmp_path / "s")
+
+
+_INTERRUPTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from etalumis import cli
+
+def interrupt():
+    while not Path(sys.argv[2], "sorting", "plan.json").exists():
+        time.sleep(0.001)
+    os.kill(os.getpid(), int(sys.argv[3]))
+
+if (os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ["PMI_RANK"]) == "1":
+    threading.Thread(target=interrupt, daemon=True).start()
+command = ["sort", f"input={sys.argv[1]}", f"output={sys.argv[2]}", "memory_mb=97.5", "workers=0"]
+sys.exit(cli.main([*command, f"shard_mb={20_000 / 2**20}"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_of_one_rank_ends_all(
+    number: signal.Signals, unsorted: Path, expected: Path, tmp_path: Path
+) -> None:
+    command = [mpirun(), "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-c", _INTERRUPTED]
+    command += [str(unsorted), str(tmp_path / "s"), str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "the same command again goes on" in done.stderr
+    sort(unsorted, tmp_path / "s", workers=0, memory_mb=97.5, shard_bytes=20_000)
+    assert content(tmp_path / "s") == content(expected)
 
 
 # --- several datasets -----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from etalumis.conf.simulation import cores, progress, summary
+from etalumis.conf.simulation import cores, one_for_all, progress, summary, terminated_like_interrupted
 from etalumis.storage import Dataset, sort
 from etalumis.storage.ranks import Ranks
 from etalumis.storage.sort import Report
@@ -22,20 +22,21 @@ def run(config: Mapping[str, Any]) -> Dataset:
         workers = cores() if ranks.size == 1 else 0
     started = time.monotonic()
     inputs = config["input"]
-    try:
-        sort(
-            [inputs] if isinstance(inputs, str) else inputs,
-            config["output"],
-            workers=workers,
-            memory_mb=config["memory_mb"],
-            chunk_size=config["chunk_size"],
-            shard_bytes=config["shard_mb"] * 2**20,
-            encoding=config["encoding"],
-            progress=_progress if ranks.rank == 0 else None,
-            ranks=ranks,
-        )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("what was finished is kept; the same command again goes on") from None
+    with one_for_all(ranks, config["debug"]), terminated_like_interrupted():
+        try:
+            sort(
+                [inputs] if isinstance(inputs, str) else inputs,
+                config["output"],
+                workers=workers,
+                memory_mb=config["memory_mb"],
+                chunk_size=config["chunk_size"],
+                shard_bytes=config["shard_mb"] * 2**20,
+                encoding=config["encoding"],
+                progress=_progress if ranks.rank == 0 else None,
+                ranks=ranks,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("what was finished is kept; the same command again goes on") from None
     dataset = Dataset(config["output"])
     if ranks.rank == 0:
         types = [chunk.types for chunk in dataset.chunks]

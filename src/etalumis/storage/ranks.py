@@ -74,6 +74,7 @@ class Ranks:
         Raises:
             RankError: another rank failed. ``error`` itself is raised where it is this one's.
         """
+        self._meet()
         failures = self.all(repr(error) if error else None)
         if error is not None:
             raise error
@@ -108,13 +109,18 @@ class Ranks:
     def meet(self) -> None:
         """Wait for all ranks, leaving the core to others meanwhile."""
         if self._communicator is not None:
-            self._wait(self._communicator.Ibarrier().Test)
+            self._meet()
             self._wait(lambda: all(request.Test() for request in self._sent))
 
     def abort(self) -> None:
         """End the whole job, at once: another rank may be waiting for this one."""
         if self._communicator is not None:
             self._communicator.Abort(1)
+
+    def _meet(self) -> None:
+        """Unlike MPI's own waiting, this leaves the core to others, and an interruption is heard."""
+        if self._communicator is not None:
+            self._wait(self._communicator.Ibarrier().Test)
 
     @staticmethod
     def _wait(done: Callable[[], bool]) -> None:
