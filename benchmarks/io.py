@@ -31,7 +31,7 @@ from benchmarks.pyprob_peer import PeerUnavailableError, PyprobPeer
 from benchmarks.tracing import marsaglia
 from etalumis.datamodules.minibatches import Piece
 from etalumis.datamodules.reading import Reader
-from etalumis.datamodules.sources import Sources
+from etalumis.datamodules.sources import JoinedDatasets
 from etalumis.networks.observed import observed_values
 from etalumis.simulators.detector import Detector
 from etalumis.simulators.tau import Tau
@@ -77,7 +77,7 @@ def minibatches(folder: Path) -> list[tuple[Piece, ...]]:
 def reading(folder: Path, times: int = 1) -> Measure:
     """Traces per second from disk to minibatches of columns."""
     order = minibatches(folder)
-    sources = Sources([str(folder)])
+    sources = JoinedDatasets([str(folder)])
     count = len(sources)
     keep_memory()  # as loader processes do
 
@@ -93,7 +93,7 @@ def reading(folder: Path, times: int = 1) -> Measure:
 def reading_with_noise(folder: Path) -> Measure:
     """The same, ending with observations as tensors, freshly drawn."""
     order = minibatches(folder)
-    sources = Sources([str(folder)])
+    sources = JoinedDatasets([str(folder)])
     count = len(sources)
 
     def read(_: int) -> None:

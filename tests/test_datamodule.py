@@ -18,7 +18,7 @@ import etalumis as et
 from etalumis.datamodules.loader import Ahead
 from etalumis.datamodules.minibatches import Minibatch, Piece, Rows, ValidationOrder
 from etalumis.datamodules.reading import Minibatches, Parcel, Reader
-from etalumis.datamodules.sources import Sources
+from etalumis.datamodules.sources import JoinedDatasets
 from etalumis.datamodules.split import Side, Split, limited
 from etalumis.datamodules.traces import TracesDataModule
 from etalumis.networks.layout import Layout, rows_of
@@ -186,7 +186,7 @@ def test_noise_is_fresh_in_training_and_fixed_in_validation(data: Path) -> None:
         """The same two traces in two epochs."""
         module = ready(data, workers=0, fresh_noise=fresh)
         pieces = (Piece(1, np.array([3, 5])),)
-        batches = Minibatches(Reader(Sources([data / "train"]), 1.0), layout_of(module), 0, fresh)
+        batches = Minibatches(Reader(JoinedDatasets([data / "train"]), 1.0), layout_of(module), 0, fresh)
         one, other = (batches[epoch, pieces].observations["detector"] for epoch in (0, 1))
         return one, other
 
@@ -241,13 +241,13 @@ def test_no_validation(data: Path) -> None:
 
 
 def test_reader_keeps_few_chunks(data: Path) -> None:
-    reader = Reader(Sources([data / "train"]), cache_mb=0.0)
+    reader = Reader(JoinedDatasets([data / "train"]), cache_mb=0.0)
     whole = et.TraceBatch.concatenate(list(reader.sources.batches()))
     pieces = tuple(Piece(chunk, np.array([1, 0])) for chunk in (0, 1, 0, 4))
     np.testing.assert_array_equal(reader.minibatch(pieces).index, [1, 0, 65, 64, 1, 0, 257, 256])
     assert len(reader._cache) == 1
     assert len(whole) == 300
-    roomy = Reader(Sources([data / "train"]), cache_mb=100.0)
+    roomy = Reader(JoinedDatasets([data / "train"]), cache_mb=100.0)
     roomy.minibatch(pieces)
     assert list(roomy._cache) == [1, 0, 4], "the chunk used last goes last"
     assert roomy.__getstate__()["_cache"] == {}, "decoded chunks don't travel to other processes"
@@ -393,7 +393,7 @@ def test_traces_to_test_with_are_in_no_other_part(data: Path) -> None:
 
 
 def test_the_sample_is_drawn_from_all_chunks(data: Path) -> None:
-    sources = Sources([data / "train"])
+    sources = JoinedDatasets([data / "train"])
     sample = sources.sample(60, seed=0)
     assert len(sample) == len(set(sample.index.tolist())) == 60
     assert {int(index) // 64 for index in sample.index} == set(range(5))

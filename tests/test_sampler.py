@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etalumis.datamodules.deal import Dealt, Plan, Position, iterations
+from etalumis.datamodules.deal import Dealt, EpochPlan, EpochPosition, iterations
 from etalumis.datamodules.minibatches import Minibatch, Stock, TrainingOrder, pieces, single_traces, size
 from etalumis.datamodules.sampler import RankSampler
 
@@ -249,7 +249,7 @@ def test_single_traces_and_back(places: list[Trace]) -> None:
 def test_ranks_have_equal_steps_and_all_traces_once_but_those_reported(
     order: TrainingOrder, world: int, epoch: int
 ) -> None:
-    plan = Plan(order, world, 7, Position(epoch))
+    plan = EpochPlan(order, world, 7, EpochPosition(epoch))
     assert len(plan) == iterations(order, world)
     assert all(len(ranks) == world for ranks in plan.iterations)
     assert all(size(m) > 0 for ranks in plan.iterations for m in ranks)
@@ -263,14 +263,14 @@ def test_ranks_have_equal_steps_and_all_traces_once_but_those_reported(
 @given(orders(), st.integers(1, 9))
 def test_ranks_of_an_iteration_draw_from_one_bucket(order: TrainingOrder, world: int) -> None:
     bucket_of = {trace: k for k, bucket in enumerate(order.epoch(2)) for trace in flat(bucket)}
-    for ranks in Plan(order, world, 0, Position(2)).iterations:
+    for ranks in EpochPlan(order, world, 0, EpochPosition(2)).iterations:
         assert len({bucket_of[trace] for trace in flat(ranks)}) == 1
 
 
 def test_the_bucket_is_chosen_anew_for_each_iteration() -> None:
     lengths = np.tile([2, 9], 1000)
     order = TrainingOrder([Stock(np.arange(2000), lengths)], 10, 0, buckets=2)
-    chosen = [int(lengths[flat(ranks)[0][1]]) for ranks in Plan(order, 2, 0, Position()).iterations]
+    chosen = [int(lengths[flat(ranks)[0][1]]) for ranks in EpochPlan(order, 2, 0, EpochPosition()).iterations]
     changes = sum(a != b for a, b in pairwise(chosen))
     assert len(chosen) == 100
     assert 30 < changes < 70, "as a coin would"
@@ -284,7 +284,7 @@ def test_samplers_of_all_ranks_give_the_plan(order: TrainingOrder, world: int, e
     read = [list(sampler) for sampler in samplers]
     assert {len(places) for places in read} == {len(samplers[0])}
     assert {e for places in read for e, _ in places} <= {epoch}
-    plan = Plan(order, world, 3, Position(epoch))
+    plan = EpochPlan(order, world, 3, EpochPosition(epoch))
     for step, ranks in enumerate(plan.iterations):
         assert [flat([read[rank][step][1]]) for rank in range(world)] == [flat([m]) for m in ranks]
     assert all(sampler.left_out == plan.left_out for sampler in samplers)
@@ -301,18 +301,18 @@ def test_ranks_that_can_not_be(rank: int, world: int) -> None:
 
 @given(orders(), st.integers(1, 6), st.data())
 def test_the_same_ranks_go_on_as_if_nothing_had_been(order: TrainingOrder, world: int, data: st.DataObject) -> None:
-    whole = Plan(order, world, 1, Position(2)).iterations
+    whole = EpochPlan(order, world, 1, EpochPosition(2)).iterations
     done = data.draw(st.integers(0, len(whole)))
     more = data.draw(st.integers(0, len(whole) - done))
-    rest = Plan(order, world, 1, Position(2).after(world, done).after(world, more)).iterations
+    rest = EpochPlan(order, world, 1, EpochPosition(2).after(world, done).after(world, more)).iterations
     assert [flat(r) for r in rest] == [flat(r) for r in whole[done + more :]]
 
 
 @given(orders(), st.lists(st.integers(1, 6), min_size=2, max_size=4), st.data())
 def test_other_ranks_share_what_is_left(order: TrainingOrder, worlds: list[int], data: st.DataObject) -> None:
-    position, seen = Position(1), Counter[Trace]()
+    position, seen = EpochPosition(1), Counter[Trace]()
     for number, world in enumerate(worlds):
-        plan = Plan(order, world, 1, position)
+        plan = EpochPlan(order, world, 1, position)
         last = number == len(worlds) - 1
         count = len(plan) if last else data.draw(st.integers(0, len(plan)))
         seen += traces([m for ranks in plan.iterations[:count] for m in ranks])
@@ -326,21 +326,21 @@ def test_other_ranks_share_what_is_left(order: TrainingOrder, worlds: list[int],
 def test_two_ranks_then_one_in_the_global_order() -> None:
     order = TrainingOrder(plain([64] * 4), 16, seed=0)
     (minibatches,) = order.epoch(0)
-    two = Plan(order, 2, 0, Position())
+    two = EpochPlan(order, 2, 0, EpochPosition())
     assert [[flat([m]) for m in ranks] for ranks in two.iterations[:3]] == [
         [flat([m]) for m in minibatches[k : k + 2]] for k in (0, 2, 4)
     ]
-    one = Plan(order, 1, 0, Position().after(2, 3))
+    one = EpochPlan(order, 1, 0, EpochPosition().after(2, 3))
     assert [flat(ranks) for ranks in one.iterations] == [flat([m]) for m in minibatches[6:]]
-    sampler = RankSampler(order, 0, 0, 1, Position().after(2, 3))
+    sampler = RankSampler(order, 0, 0, 1, EpochPosition().after(2, 3))
     assert len(list(sampler)) == len(sampler) - 6 == 10
     sampler.set_epoch(1)
     assert len(list(sampler)) == 16
 
 
 def test_positions_are_plain_data_and_add_up() -> None:
-    position = Position(3).after(2, 5).after(2, 1).after(4, 2).after(4, 0)
-    assert position == Position(3, (Dealt(2, 6), Dealt(4, 2)))
+    position = EpochPosition(3).after(2, 5).after(2, 1).after(4, 2).after(4, 0)
+    assert position == EpochPosition(3, (Dealt(2, 6), Dealt(4, 2)))
     assert position.minibatches == 20
     assert position.to_json() == {"epoch": 3, "dealt": [[2, 6], [4, 2]]}
-    assert Position.from_json(position.to_json()) == position
+    assert EpochPosition.from_json(position.to_json()) == position

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import etalumis as et
-from etalumis.datamodules.sources import Sources
+from etalumis.datamodules.sources import JoinedDatasets
 from etalumis.datamodules.traces import TracesDataModule
 from etalumis.distributions import Categorical, Normal, Uniform
 from etalumis.networks import InferenceNetwork, Row, rows_of
@@ -78,7 +78,7 @@ def test_a_new_network_is_the_one_that_reading_makes(data: Path) -> None:
 
 def test_nothing_is_read(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datamodule = TracesDataModule(str(data / "0"), valid_fraction=0.0, workers=0)
-    monkeypatch.setattr(Sources, "read", lambda *_: pytest.fail("a chunk was read"))
+    monkeypatch.setattr(JoinedDatasets, "read", lambda *_: pytest.fail("a chunk was read"))
     assert datamodule.tell(ahead=True).rows == datamodule.tell(ahead=False).rows
 
 

@@ -43,7 +43,7 @@ class Dealt(NamedTuple):
     iterations: int
 
 
-class Position(NamedTuple):
+class EpochPosition(NamedTuple):
     """How far training is: the epoch, and what of it was dealt and trained with."""
 
     epoch: int = 0
@@ -54,7 +54,7 @@ class Position(NamedTuple):
         """Minibatches of the epoch that were trained with, over all ranks."""
         return sum(d.world_size * d.iterations for d in self.dealt)
 
-    def after(self, world_size: int, iterations: int) -> Position:
+    def after(self, world_size: int, iterations: int) -> EpochPosition:
         """The position some iterations later in the same epoch."""
         if iterations == 0:
             return self
@@ -62,19 +62,19 @@ class Position(NamedTuple):
         if dealt and dealt[-1].world_size == world_size:
             iterations += dealt[-1].iterations
             dealt = dealt[:-1]
-        return Position(self.epoch, (*dealt, Dealt(world_size, iterations)))
+        return EpochPosition(self.epoch, (*dealt, Dealt(world_size, iterations)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain containers."""
         return {"epoch": self.epoch, "dealt": [list(d) for d in self.dealt]}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Position:
+    def from_json(cls, data: dict[str, Any]) -> EpochPosition:
         """The inverse of :meth:`to_json`."""
         return cls(int(data["epoch"]), tuple(Dealt(int(w), int(n)) for w, n in data["dealt"]))
 
 
-class Plan:
+class EpochPlan:
     """All iterations of the rest of an epoch.
 
     A bucket's last minibatches, where fewer than ranks are left, are cut anew so that each rank has some traces.
@@ -90,7 +90,7 @@ class Plan:
         left_out: traces that no iteration has, fewer than ranks for each bucket.
     """
 
-    def __init__(self, order: Order, world_size: int, seed: int, position: Position) -> None:
+    def __init__(self, order: Order, world_size: int, seed: int, position: EpochPosition) -> None:
         buckets = order.epoch(position.epoch)
         dealt, done = position.dealt, 0
         if dealt and dealt[-1].world_size == world_size:

@@ -14,7 +14,7 @@ from etalumis.datamodules.minibatches import ValidationOrder
 from etalumis.datamodules.reading import Minibatches, Reader
 from etalumis.datamodules.sampler import RankSampler
 from etalumis.datamodules.simulation import Copy, SimulationLoader, Source
-from etalumis.datamodules.sources import Held, Sources
+from etalumis.datamodules.sources import Held, JoinedDatasets
 from etalumis.datamodules.split import limited
 from etalumis.datamodules.tracked import Resumed, TrackedDataModule
 from etalumis.execution import TraceBatch
@@ -119,11 +119,11 @@ class OnlineDataModule(TrackedDataModule):
         self._seed = seed
         if valid is None:
             first = _APART // chunk_size + 1
-            self.valid_data: Sources | Held = Held(
+            self.valid_data: JoinedDatasets | Held = Held(
                 self._made(range(first, first - (-valid_traces // chunk_size)), True)
             )
         else:
-            self.valid_data = Sources([valid] if isinstance(valid, str) else list(valid))
+            self.valid_data = JoinedDatasets([valid] if isinstance(valid, str) else list(valid))
             if self.valid_data.name != self.source.name:
                 raise DatasetError(
                     f"{valid} holds traces of {self.valid_data.name!r}, the simulator is {self.source.name!r}"

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from etalumis.datamodules.minibatches import Minibatch
-from etalumis.datamodules.sources import Held, Sources
+from etalumis.datamodules.sources import Held, JoinedDatasets
 from etalumis.execution import TraceBatch
 from etalumis.networks.layout import Layout
 from etalumis.networks.packing import TrainingBatch, pack
@@ -34,7 +34,7 @@ class Reader:
         cache_mb: MiB of decoded chunks to keep, in each process that reads.
     """
 
-    def __init__(self, sources: Sources | Held, cache_mb: float) -> None:
+    def __init__(self, sources: JoinedDatasets | Held, cache_mb: float) -> None:
         self.sources = sources
         self._room = int(cache_mb * 2**20)
         self._cache: OrderedDict[int, tuple[TraceBatch, int]] = OrderedDict()

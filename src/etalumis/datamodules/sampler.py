@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch.utils.data import Sampler
 
-from etalumis.datamodules.deal import Order, Plan, Position, iterations
+from etalumis.datamodules.deal import EpochPlan, EpochPosition, Order, iterations
 from etalumis.datamodules.reading import Place
 
 _log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ class RankSampler(Sampler):
 
     Args:
         order: of the minibatches of all ranks.
-        seed: see :class:`.Plan`.
+        seed: see :class:`.EpochPlan`.
         rank, world_size: which rank of how many.
         position: where the first epoch is gone on with.
 
@@ -29,7 +29,7 @@ class RankSampler(Sampler):
     """
 
     def __init__(
-        self, order: Order, seed: int, rank: int = 0, world_size: int = 1, position: Position | None = None
+        self, order: Order, seed: int, rank: int = 0, world_size: int = 1, position: EpochPosition | None = None
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size} ranks: ranks are counted from 0")
@@ -37,7 +37,7 @@ class RankSampler(Sampler):
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
-        self._position = position or Position()
+        self._position = position or EpochPosition()
         self._epoch = self._position.epoch
         self.left_out = 0
 
@@ -51,8 +51,8 @@ class RankSampler(Sampler):
 
     def __iter__(self) -> Iterator[Place]:
         epoch = self._epoch
-        position = self._position if epoch == self._position.epoch else Position(epoch)
-        plan = Plan(self._order, self._world_size, self._seed, position)
+        position = self._position if epoch == self._position.epoch else EpochPosition(epoch)
+        plan = EpochPlan(self._order, self._world_size, self._seed, position)
         self.left_out = plan.left_out
         if plan.left_out:
             _log.info("epoch %d leaves out %d traces, too few for %d ranks", epoch + 1, plan.left_out, self._world_size)

@@ -22,7 +22,7 @@ _SAMPLE = 3  # kind of random numbers
 _SAMPLE_BYTES = 256 * 2**20
 
 
-class Sources:
+class JoinedDatasets:
     """The chunks of one or several datasets of one simulator, numbered through.
 
     Args:
@@ -71,7 +71,7 @@ class Sources:
         """Whether all datasets are sorted by trace type."""
         return all(dataset.manifest.origin.sources for dataset in self.datasets)
 
-    def refuse_doubles(self, *others: Sources) -> None:
+    def refuse_doubles(self, *others: JoinedDatasets) -> None:
         """A validation with traces that are trained with says nothing, and a trace that comes twice counts twice.
 
         Raises:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from etalumis.datamodules.deal import Order, Plan, Position
+from etalumis.datamodules.deal import EpochPlan, EpochPosition, Order
 from etalumis.datamodules.loader import Loader, cores, quick_start
 from etalumis.datamodules.minibatches import Rows, Stock, TrainingOrder, ValidationOrder
 from etalumis.datamodules.reading import Minibatches, Reader
 from etalumis.datamodules.sampler import RankSampler
-from etalumis.datamodules.sources import Sources
+from etalumis.datamodules.sources import JoinedDatasets
 from etalumis.datamodules.split import Side, Split, limited
 from etalumis.datamodules.tracked import Resumed, Told, TrackedDataModule
 from etalumis.execution import TraceBatch
@@ -86,8 +86,8 @@ class TracesDataModule(TrackedDataModule):
         super().__init__()
         if noise not in _NOISE:
             raise ValueError(f"noise is one of {_NOISE}; got {noise!r}")
-        self.train_data = Sources(_several(train))
-        self.valid_data = self.train_data if valid is None else Sources(_several(valid))
+        self.train_data = JoinedDatasets(_several(train))
+        self.valid_data = self.train_data if valid is None else JoinedDatasets(_several(valid))
         if self.valid_data.name != self.train_data.name:
             raise DatasetError(
                 f"{train} holds traces of {self.train_data.name!r}, {valid} of {self.valid_data.name!r}; train and "
@@ -124,7 +124,7 @@ class TracesDataModule(TrackedDataModule):
             held_out = [np.arange(chunk.traces) for chunk in self.valid_data.chunks]
         self.valid_order = ValidationOrder(held_out, batch_size)
         self.test_order = ValidationOrder(_rows(self.train_data, split, "test"), batch_size)
-        self.position = self._resumed_at = Position()
+        self.position = self._resumed_at = EpochPosition()
         self._minibatches = 0
         settings = (batch_size, valid is None and valid_fraction, test_fraction, limit, weights, buckets, max_draws)
         contents = [(chunk.crc32, chunk.traces) for chunk in self.train_data.chunks]
@@ -198,8 +198,8 @@ class TracesDataModule(TrackedDataModule):
     def finished(self, epoch: int, minibatches: int, last: bool) -> None:
         start, before = self._resumed_at, self.resumed.minibatches
         if start.epoch != epoch:
-            start, before = Position(epoch), 0
-        self.position = Position(epoch + 1) if last else start.after(self.world_size, minibatches - before)
+            start, before = EpochPosition(epoch), 0
+        self.position = EpochPosition(epoch + 1) if last else start.after(self.world_size, minibatches - before)
         self._minibatches = 0 if last else minibatches
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class TracesDataModule(TrackedDataModule):
         Raises:
             DatasetError: it is within an epoch of other data, or of another order.
         """
-        position = Position.from_json(state_dict)
+        position = EpochPosition.from_json(state_dict)
         if position.dealt and state_dict["data"] != self._fingerprint:
             raise DatasetError(
                 f"the checkpoint stands in the middle of epoch {position.epoch + 1} of other data, or of the same in "
@@ -221,7 +221,11 @@ class TracesDataModule(TrackedDataModule):
             )
         self.position = self._resumed_at = position
         # Minibatches are counted from the end of the epoch, so that it is as long as all others.
-        done = self.epoch_length - len(Plan(self.order, self.world_size, self._seed, position)) if position.dealt else 0
+        done = (
+            self.epoch_length - len(EpochPlan(self.order, self.world_size, self._seed, position))
+            if position.dealt
+            else 0
+        )
         self.resumed = Resumed(state_dict["world_size"], state_dict["minibatches"], done)
         self._minibatches = done
 
@@ -246,7 +250,7 @@ class TracesDataModule(TrackedDataModule):
     def _sampler(self) -> RankSampler:
         return RankSampler(self.order, self._seed, self.rank, self.world_size, self._resumed_at)
 
-    def _fixed(self, sources: Sources, order: Order) -> Loader | list[Loader]:
+    def _fixed(self, sources: JoinedDatasets, order: Order) -> Loader | list[Loader]:
         """The same minibatches with the same noise whenever they are read."""
         places = list(RankSampler(order, self._seed, self.rank, self.world_size))
         if not places:
@@ -263,18 +267,20 @@ def _several(folders: Folders) -> list[str | Path]:
     return [folders] if isinstance(folders, (str, Path)) else list(folders)
 
 
-def _rows_in(sources: Sources, which: NDArray[np.int64]) -> Iterator[Row]:
+def _rows_in(sources: JoinedDatasets, which: NDArray[np.int64]) -> Iterator[Row]:
     """The network's rows for some sites."""
     sites = sources.sites
     for address, parameters in zip(sites.address[which].tolist(), sites.parameters[which].tolist(), strict=True):
         yield row_of(sources.addresses[address], parameters)
 
 
-def _rows(sources: Sources, split: Split, side: Side) -> list[Rows]:
+def _rows(sources: JoinedDatasets, split: Split, side: Side) -> list[Rows]:
     return [split.rows(number, chunk.traces, side) for number, chunk in enumerate(sources.chunks)]
 
 
-def _stocks(sources: Sources, rows: Sequence[Rows], weights: Sequence[float] | None, with_lengths: bool) -> list[Stock]:
+def _stocks(
+    sources: JoinedDatasets, rows: Sequence[Rows], weights: Sequence[float] | None, with_lengths: bool
+) -> list[Stock]:
     """What of each chunk is trained with.
 
     Raises:
