@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
+from etalumis.conf.tracebacks import TRACEBACK, wants_traceback
+
 Config = Mapping[str, Any]
 
 VERBS = {
@@ -31,7 +33,6 @@ VERBS = {
     "demo": "all of it: simulate, train, infer by several engines, report",
 }
 _HELP = {"-h", "--help"}
-_TRACEBACK = "debug=true"
 _OURS = ("etalumis", "__main__")
 _FOR_USERS = (ValueError, RuntimeError, ArithmeticError, ImportError, OSError)
 
@@ -104,7 +105,7 @@ def split_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     overrides: list[str] = []
     rest = iter(words)
     for word in rest:
-        if word == _TRACEBACK:
+        if word == TRACEBACK:
             continue  # read by wants_traceback; a group has the same name in `train`
         if not word.startswith("-"):
             overrides.append(word)
@@ -258,11 +259,6 @@ def use_threads(threads: int | None) -> None:
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
-
-
-def wants_traceback(words: Sequence[str]) -> bool:
-    """Whether the user asked to see where an error came from."""
-    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or _TRACEBACK in words
 
 
 def is_for_users(error: Exception) -> bool:

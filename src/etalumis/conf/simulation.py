@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from etalumis.conf.build import ConfigError, build_model, close
+from etalumis.conf.tracebacks import wants_traceback
 from etalumis.inference.engine import left_out
 from etalumis.inference.progress import progress_bar
 from etalumis.storage import Dataset, Encoding, simulate
@@ -48,7 +49,7 @@ def run(config: Mapping[str, Any]) -> Dataset:
     if total is None:
         raise ConfigError("num_traces must be given: num_traces=...")
     ranks = Ranks.of_job()
-    with one_for_all(ranks, config["debug"]), ExitStack() as stack:
+    with one_for_all(ranks), ExitStack() as stack:
         # Made here once too, so that a wrong setting or a missing package is said before any process starts.
         model = build_model(simulator)
         name = model.name
@@ -89,20 +90,15 @@ def run(config: Mapping[str, Any]) -> Dataset:
 
 
 @contextmanager
-def one_for_all(ranks: Ranks, debug: bool = False) -> Iterator[None]:
-    """An error on one rank ends the job, where the others would wait for it for ever; what is on disk stays.
-
-    Args:
-        ranks: of the job.
-        debug: show the error's traceback, as nothing is said after the end.
-    """
+def one_for_all(ranks: Ranks) -> Iterator[None]:
+    """An error on one rank ends the job, where the others would wait for it for ever; what is on disk stays."""
     try:
         yield
     except BaseException as error:
         if ranks.size > 1:
             if isinstance(error, RankError):
                 time.sleep(_PATIENCE_S)  # the rank that failed says why, and ends the job
-            if debug:
+            if wants_traceback(sys.argv):  # nothing is said after the end
                 traceback.print_exc()
             sys.stderr.write(f"etalumis: rank {ranks.rank} of {ranks.size}: {str(error) or type(error).__name__}\n")
             sys.stderr.flush()

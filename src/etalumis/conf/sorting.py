@@ -22,7 +22,7 @@ def run(config: Mapping[str, Any]) -> Dataset:
         workers = cores() if ranks.size == 1 else 0
     started = time.monotonic()
     inputs = config["input"]
-    with one_for_all(ranks, config["debug"]), terminated_like_interrupted():
+    with one_for_all(ranks), terminated_like_interrupted():
         try:
             sort(
                 [inputs] if isinstance(inputs, str) else inputs,
