@@ -212,3 +212,11 @@ def test_a_chunk_that_is_too_large_is_found_when_it_was_read_and_more_memory_goe
     sort(mixed, tmp_path / "s", workers=0, memory_mb=float(needed[1]), chunk_size=80, progress=progress)
     assert seen == written
     assert list(validate(tmp_path / "s", workers=0)) == []
+
+
+def test_values_that_were_not_kept_are_not_promised(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(DatasetError, match=r"encoding\.observes=both .* simulate anew with encoding\.observes=both"):
+        sort(tmp_path / "a", tmp_path / "s", workers=0, memory_mb=MEMORY_MB, encoding={"observes": "both"})
+    make(tmp_path / "b", encoding=Encoding(observes="both"))
+    sort(tmp_path / "b", tmp_path / "s", workers=0, memory_mb=MEMORY_MB, encoding={"observes": "parameters"})

@@ -119,6 +119,11 @@ class Sources:
                     f"the datasets are stored with different encoding.{key}: {', '.join(sorted(values))}; say which: "
                     f"encoding.{key}=..."
                 )
+            if key == "observes" and encoding.get(key) == "both" and any(json.loads(v) != "both" for v in values):
+                raise DatasetError(
+                    "encoding.observes=both can't be had: values that were drawn were not kept; sort without it, or "
+                    "simulate anew with encoding.observes=both"
+                )
             kept[key] = encoding[key] if encoding.get(key) is not None else json.loads(values.pop())
         counts = [_executions(dataset) for dataset in self.datasets]
         known = all(
