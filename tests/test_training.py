@@ -157,7 +157,10 @@ def test_train_and_infer_from_the_command_line(data: Path, tmp_path: Path, capsy
     assert cli.main(["train", *words]) == 0
     assert "network.pt" in capsys.readouterr().out
     written = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert written == ["run/checkpoints/best.ckpt", "run/checkpoints/last.ckpt", "run/network.pt", "run/result.json"]
+    assert written == [
+        f"run/{name}"
+        for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "lock", "network.pt", "result.json")
+    ]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["best loss/valid"] <= result["loss/valid"]
     assert (result["traces"], result["steps"]) == (2 * 95, 4)
