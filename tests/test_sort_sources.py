@@ -17,7 +17,7 @@ from etalumis.execution import run
 from etalumis.storage import Dataset, DatasetError, Encoding, Origin, ShardWriter, simulate, sort
 from etalumis.storage.chunk import encode_chunk
 from etalumis.storage.failures import FailedTrace, FailurePolicy
-from etalumis.storage.inspect import failed
+from etalumis.storage.inspect import failed, inspect
 from etalumis.storage.plan import BASE_MB
 from etalumis.storage.validate import validate
 
@@ -220,3 +220,20 @@ def test_values_that_were_not_kept_are_not_promised(tmp_path: Path) -> None:
         sort(tmp_path / "a", tmp_path / "s", workers=0, memory_mb=MEMORY_MB, encoding={"observes": "both"})
     make(tmp_path / "b", encoding=Encoding(observes="both"))
     sort(tmp_path / "b", tmp_path / "s", workers=0, memory_mb=MEMORY_MB, encoding={"observes": "parameters"})
+
+
+def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="force_dtype is true or false; got 'maybe'"):
+        Encoding(force_dtype="maybe")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sparse_above is a share"):
+        Encoding(sparse_above=-5.0)
+    make(tmp_path / "a")
+    for top in (0, -1):
+        with pytest.raises(ValueError, match="top is how many"):
+            inspect(Dataset(tmp_path / "a"), top)
+    with pytest.raises(ValueError, match="workers is a number"):
+        sort(tmp_path / "a", tmp_path / "s", workers=-3)
+    with pytest.raises(ValueError, match="workers is a number"):
+        list(validate(tmp_path / "a", workers=-3))
+    with pytest.raises(ValueError, match="workers is a number"):
+        simulate(shifted(0.0), tmp_path / "b", 5, model="shifted", workers=-3)

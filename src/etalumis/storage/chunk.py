@@ -54,6 +54,10 @@ class Encoding:
             raise ValueError(
                 f'encoding.observe_dtype is "float64", "float32", "float16" or "bfloat16"; got {self.observe_dtype!r}'
             )
+        if not isinstance(self.force_dtype, bool):
+            raise ValueError(f"encoding.force_dtype is true or false; got {self.force_dtype!r}")
+        if not 0.0 <= self.sparse_above <= 1.0:
+            raise ValueError(f"encoding.sparse_above is a share between 0 and 1; got {self.sparse_above!r}")
         if self.compression not in COMPRESSIONS:
             raise ValueError(f'encoding.compression is "none" or "zstd"; got {self.compression!r}')
         if self.compression == "zstd":

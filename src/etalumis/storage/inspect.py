@@ -55,6 +55,8 @@ def inspect(dataset: Dataset, top: int = 10) -> dict[str, Any]:
         dataset: read without changing it.
         top: how many trace types and addresses to list.
     """
+    if top < 1:
+        raise ValueError(f"top is how many trace types and addresses to list, at least 1; got {top}")
     origin = dataset.manifest.origin
     count = len(dataset.chunks)
     numbers = np.unique(np.linspace(0, count - 1, min(count, _CHUNKS)).astype(np.int64)).tolist()

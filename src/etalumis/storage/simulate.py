@@ -7,12 +7,10 @@ however often the work was interrupted.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from etalumis.storage.errors import DatasetError, SimulationError
 from etalumis.storage.failures import FailedTrace, FailurePolicy
 from etalumis.storage.growing import GrowingDataset, GrowingShard, State
 from etalumis.storage.journal import Layout, tidy_up
-from etalumis.storage.manifest import MANIFEST, Manifest, Origin
+from etalumis.storage.manifest import Manifest, Origin, finished
 from etalumis.storage.ranks import Ranks
 from etalumis.storage.worker import ChunkError, ChunkRunner, ChunkTask, Factory, Made
 
@@ -79,6 +77,8 @@ def simulate(
             f"simulate needs num_traces ≥ 1, chunk_size ≥ 1 and shard_traces ≥ 1; got {num_traces}, {chunk_size} and "
             f"{shard_traces}"
         )
+    if workers < 0:
+        raise ValueError(f"workers is a number of processes, or 0 for none; got {workers}")
     policy, ranks = failures or FailurePolicy(), ranks or Ranks()
     if policy.timeout is not None and workers < 1:
         raise ValueError("timeout needs worker processes, which can be ended: set workers ≥ 1, or no timeout")
@@ -107,25 +107,6 @@ def simulate(
             growing.complete()
         ranks.meet()
     return Manifest.load(output)
-
-
-def finished(output: Path, origin: Origin) -> Manifest | None:
-    """The manifest in a folder where it holds exactly this dataset, None where it holds none.
-
-    Raises:
-        DatasetError: it holds another dataset.
-    """
-    if not (output / MANIFEST).exists():
-        return None
-    found = Manifest.load(output)
-    ours, theirs = json.loads(json.dumps(asdict(origin))), asdict(found.origin)
-    differing = [key for key in ours if ours[key] != theirs[key]]
-    if differing:
-        raise DatasetError(
-            f"{output} already holds a dataset made with other settings ({', '.join(differing)}); "
-            "choose another folder, or delete it first"
-        )
-    return found
 
 
 def _begin(

@@ -78,6 +78,8 @@ def sort(
         DatasetError: an input is not whole, ``output`` holds something else, or ``memory_mb`` is too little. What
             was finished stays; run again to go on.
     """
+    if workers < 0:
+        raise ValueError(f"workers is a number of processes, or 0 for none; got {workers}")
     job = _Sort(
         [str(Path(i)) for i in ([inputs] if isinstance(inputs, (str, Path)) else inputs)],
         Path(output),

@@ -38,6 +38,8 @@ def validate(
         full: compute the densities of all traces anew, instead of one chunk in ten.
         report: called with the number of chunks done.
     """
+    if workers < 0:
+        raise ValueError(f"workers is a number of processes, or 0 for none; got {workers}")
     directory = Path(directory)
     report = report or (lambda chunks: None)
     yield from _strangers(directory)
