@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -237,3 +238,19 @@ def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:
         list(validate(tmp_path / "a", workers=-3))
     with pytest.raises(ValueError, match="workers is a number"):
         simulate(shifted(0.0), tmp_path / "b", 5, model="shifted", workers=-3)
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for it."""
+    make(tmp_path / "a")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(DatasetError, match=r"while .*s was written: .*free some space"):
+            sort(tmp_path / "a", tmp_path / "s", workers=0, memory_mb=MEMORY_MB)
+        with pytest.raises(DatasetError, match=r"while .*b was written: .*free some space"):
+            make(tmp_path / "b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    sort(tmp_path / "a", tmp_path / "s", workers=0, memory_mb=MEMORY_MB)
+    assert len(Dataset(make(tmp_path / "b"))) == 40

@@ -19,7 +19,7 @@ from etalumis.execution.cancellation import Cancellation
 from etalumis.execution.pool import Loss, Pool
 from etalumis.execution.pool_worker import NOWHERE, OwnDesk, PoolError
 from etalumis.storage.chunk import Encoding
-from etalumis.storage.errors import DatasetError, SimulationError
+from etalumis.storage.errors import DatasetError, SimulationError, writing
 from etalumis.storage.failures import FailedTrace, FailurePolicy
 from etalumis.storage.growing import GrowingDataset, GrowingShard, State
 from etalumis.storage.journal import Layout, tidy_up
@@ -91,7 +91,7 @@ def simulate(
         encoding=(encoding or Encoding()).to_json(),
     )
     output, report = Path(output), progress or (lambda executions: None)
-    with ExitStack() as stack:
+    with writing(output), ExitStack() as stack:
         growing, layout, state = _begin(stack, output, origin, Layout.of(num_traces, chunk_size, shard_traces), ranks)
         done = state.executions
         report(done)

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from etalumis.execution.pool import Loss, Pool
 from etalumis.execution.pool_worker import Desk
 from etalumis.storage.chunk import Encoding
-from etalumis.storage.errors import DatasetError
+from etalumis.storage.errors import DatasetError, writing
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.manifest import (
     JOURNAL,
@@ -87,7 +87,8 @@ def sort(
         workers,
         progress or (lambda step, total: nullcontext(lambda done: None)),
     )
-    return job.run(chunk_size, shard_bytes, memory_mb, encoding or {})
+    with writing(Path(output)):
+        return job.run(chunk_size, shard_bytes, memory_mb, encoding or {})
 
 
 class _Sort:
