@@ -57,8 +57,8 @@ def run_validate(config: Mapping[str, Any]) -> None:
     manifest = Manifest.load(directory)
     every = "all densities" if config["full"] else f"densities of one chunk in {SAMPLED} (full=true for all)"
     sys.stdout.write(
-        f"{directory}: nothing wrong in {manifest.traces:,} traces, {manifest.bytes / 1e6:,.1f} MB: every checksum, "
-        f"count and number, {every}; {time.monotonic() - started:.1f} s\n"
+        f"{directory}: nothing wrong in {manifest.traces:,} traces, {manifest.bytes / 1e6:,.1f} MB: checksums, "
+        f"counts, addresses, offsets, supports, {every}; {time.monotonic() - started:.1f} s\n"
     )
 
 
