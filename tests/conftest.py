@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a shell: the programs that tests interrupt would inherit that and not listen.
     signal.signal(signal.SIGINT, signal.default_int_handler)
