@@ -371,7 +371,8 @@ def test_without_validation_the_last_network_is_exported(data: Path, tmp_path: P
 @pytest.mark.slow
 def test_interrupted_by_hand_and_gone_on_with(data: Path, tmp_path: Path) -> None:
     """Ctrl-C in a real process with a loader process: a message, the exit code of interruption, then on."""
-    words = [f"data.train={data / 'gaussian'}", f"output={tmp_path}", "trainer.max_epochs=400", "logger=none"]
+    words = [f"data.train={data / 'gaussian'}", f"output={tmp_path}", "trainer.max_epochs=40000", "logger=none"]
+    words += ["callbacks.early_stopping.patience=1000000"]  # it must not end before it says how far it is
     command = [sys.executable, "-m", "etalumis.cli", "train", *words, "data.workers=1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
