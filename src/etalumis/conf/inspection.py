@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from etalumis.conf.build import ConfigError
-from etalumis.conf.simulation import cores, progress, summary
+from etalumis.conf.simulation import progress, summary
+from etalumis.execution.pool import cores
 from etalumis.storage import Dataset, DatasetError
 from etalumis.storage.inspect import inspect
 from etalumis.storage.manifest import Manifest

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from etalumis.conf.build import ConfigError, build_model, close
 from etalumis.conf.tracebacks import wants_traceback
+from etalumis.execution.pool import cores
 from etalumis.inference.engine import left_out
 from etalumis.inference.progress import progress_bar
 from etalumis.storage import Dataset, Encoding, simulate
@@ -30,11 +31,6 @@ SUMMARY = "summary.json"
 _LINE_SECONDS = 15.0  # between two lines of progress where there is no terminal
 _REASONS = 3  # failures that the summary shows
 _PATIENCE_S = 5.0  # for the rank that failed to end the job
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_of_cores(ranks: Ranks) -> int:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from etalumis.conf.simulation import cores, one_for_all, progress, summary, terminated_like_interrupted
+from etalumis.conf.simulation import one_for_all, progress, summary, terminated_like_interrupted
+from etalumis.execution.pool import cores
 from etalumis.storage import Dataset, sort
 from etalumis.storage.ranks import Ranks
 from etalumis.storage.sort import Report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -157,8 +156,3 @@ def quick_start() -> Any:
     context.set_forkserver_preload([reading.__name__, _UNDISTURBED])
     forkserver.ensure_running()
     return context
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from etalumis.conf.build import ConfigError
-from etalumis.datamodules.loader import Loader, cores
+from etalumis.datamodules.loader import Loader
 from etalumis.datamodules.minibatches import ValidationOrder
 from etalumis.datamodules.reading import Minibatches, Reader
 from etalumis.datamodules.sampler import RankSampler
@@ -19,6 +19,7 @@ from etalumis.datamodules.split import limited
 from etalumis.datamodules.tracked import Resumed, TrackedDataModule
 from etalumis.execution import TraceBatch
 from etalumis.execution.cancellation import Cancellation
+from etalumis.execution.pool import cores
 from etalumis.networks import InferenceNetwork
 from etalumis.networks.layout import rows_of
 from etalumis.networks.packing import TrainingBatch, pack

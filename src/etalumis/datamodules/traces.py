@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etalumis.datamodules.deal import EpochPlan, EpochPosition, Order
-from etalumis.datamodules.loader import Loader, cores, quick_start
+from etalumis.datamodules.loader import Loader, quick_start
 from etalumis.datamodules.minibatches import Rows, Stock, TrainingOrder, ValidationOrder
 from etalumis.datamodules.reading import Minibatches, Reader
 from etalumis.datamodules.sampler import RankSampler
@@ -19,6 +19,7 @@ from etalumis.datamodules.sources import JoinedDatasets
 from etalumis.datamodules.split import Side, Split, limited
 from etalumis.datamodules.tracked import Resumed, Told, TrackedDataModule
 from etalumis.execution import TraceBatch
+from etalumis.execution.pool import cores
 from etalumis.networks.layout import Row, row_of
 from etalumis.storage import DatasetError
 from etalumis.storage.sites import Sites, join_observed

@@ -16,7 +16,7 @@ from etalumis.distributions.lognormal import LogNormal
 from etalumis.distributions.mixture import Mixture
 from etalumis.distributions.normal import Normal
 from etalumis.distributions.poisson import Poisson
-from etalumis.distributions.stream import OBSERVE, SAMPLE, Stream
+from etalumis.distributions.stream import OBSERVE, SAMPLE, Stream, derived_seed
 from etalumis.distributions.truncated_normal import TruncatedNormal
 from etalumis.distributions.uniform import Uniform
 from etalumis.distributions.uniform_integer import UniformInteger
@@ -64,4 +64,5 @@ __all__ = [
     "Uniform",
     "UniformInteger",
     "Weibull",
+    "derived_seed",
 ]

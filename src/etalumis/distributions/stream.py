@@ -30,6 +30,15 @@ _SCALE = 2.0**-52
 _WORD = (1 << 64) - 1
 
 
+def derived_seed(*entropy: int) -> int:
+    """The seed of a stream for a purpose of its own: unlike the run's, and unlike that of any other entropy.
+
+    Args:
+        entropy: the purpose, the run's seed and what else decides; of negative numbers the lowest 64 bits.
+    """
+    return int(np.random.SeedSequence([number & _WORD for number in entropy]).generate_state(1, np.uint64)[0])
+
+
 class Uniforms(Protocol):
     """What a scalar sampling algorithm consumes: one uniform number in (0, 1) after the other."""
 

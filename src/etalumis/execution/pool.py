@@ -32,6 +32,11 @@ _AHEAD = 4  # results per worker that may wait for an earlier one
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Loss(NamedTuple):
     """A task whose worker was lost.
 

@@ -84,19 +84,20 @@ class Sites:
         """A draw's position in the trace, by a uniform number."""
         branch, share = self._branch_share, self._share
         if uniform < branch:
-            return _pick(self.branches, uniform / branch)
+            return pick(self.branches, uniform / branch)
         if branch:
             uniform = (uniform - branch) / (1.0 - branch)
         if uniform < share:
-            return _pick(self.controlled, uniform / share)
-        return _pick(self.uncontrolled, (uniform - share) / (1.0 - share))
+            return pick(self.controlled, uniform / share)
+        return pick(self.uncontrolled, (uniform - share) / (1.0 - share))
 
     def log_probability(self, controlled: bool, branch: bool = False) -> float:
         """Of choosing one given site that is controlled or not, a branch or not."""
         return self._log_branch[controlled] if branch else self._log[controlled]
 
 
-def _pick(positions: list[int], uniform: float) -> int:
+def pick(positions: list[int], uniform: float) -> int:
+    """One of some positions, all alike, by a uniform number."""
     return positions[min(int(uniform * len(positions)), len(positions) - 1)]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from etalumis.distributions import Stream
+from etalumis.distributions import Stream, derived_seed
 from etalumis.execution import AddressBook, Answer, Proposer, Request, TraceBatch
 
 _KEY = 0x646566  # "def": sets these numbers apart from the draws of the same seed
@@ -33,7 +33,7 @@ class Defensive:
     def __init__(self, proposer: Proposer, share: float, seed: int) -> None:
         self._proposer = proposer
         self._share = share
-        self._coin = Stream(int(np.random.SeedSequence([seed & (1 << 64) - 1, _KEY]).generate_state(1, np.uint64)[0]))
+        self._coin = Stream(derived_seed(seed, _KEY))
         self._of_prior: dict[int, bool] = {}  # by slot
 
     def begin(self, slots: Sequence[int], observe: Any) -> None:

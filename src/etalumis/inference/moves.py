@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from etalumis.distributions import Distribution, Stream
 from etalumis.execution import FINISHED, Answer, Controller, Proposer, Simulator, Trace
 from etalumis.execution.controllers import Script
-from etalumis.inference.acceptance import Move, Sites, log_prior_change
+from etalumis.inference.acceptance import Move, Sites, log_prior_change, pick
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.kernels import Mixture
 from etalumis.inference.reuse import ReuseTally
@@ -242,8 +242,7 @@ class Suffix(Untaught):
         new = host.execute(Kept(values_of(old, position)))
         if new.ended != FINISHED:
             return Attempt(address)
-        if new.addresses[: position + 1] != old.addresses[: position + 1]:
-            raise irreproducible(host, address)
+        check_prefix(host, old, new, position)
         after = host.sites(new)
         flags = old.controlled[position], position in sites.branches
         change = host.power * (new.log_likelihood - old.log_likelihood)
@@ -265,13 +264,12 @@ class Dependants(Untaught):
         positions = discrete_sites(old)
         if not positions:
             return Attempt(old.addresses[state.sites.choose(first)])
-        position = positions[min(int(first * len(positions)), len(positions) - 1)]
+        position = pick(positions, first)
         address = old.addresses[position]
         new = host.execute(_Dependent(old, address, old.distributions[position].draw(stream)))
         if new.ended != FINISHED:
             return Attempt(address)
-        if new.addresses[: position + 1] != old.addresses[: position + 1]:
-            raise irreproducible(host, address)
+        check_prefix(host, old, new, position)
         change = host.power * (new.log_likelihood - old.log_likelihood)
         choice = math.log(len(positions)) - math.log(len(discrete_sites(new)))
         return Attempt(address, State(new, host.sites(new)), change + choice)
@@ -319,13 +317,13 @@ class Proposed(Untaught):
         if not asked:
             return Attempt(old.addresses[state.sites.choose(first)])
         whole = second < self._whole
-        position = asked[0 if whole else min(int(first * len(asked)), len(asked) - 1)]
-        new = host.propose(self._proposer, *told_and_fixed(old, position if not whole else 0))
+        position = asked[0] if whole else pick(asked, first)
+        start = 0 if whole else position
+        new = host.propose(self._proposer, *told_and_fixed(old, start))
         if new.ended != FINISHED or not math.isfinite(new.log_likelihood + new.log_prior):
             return Attempt(old.addresses[position])
-        start = 0 if whole else position
-        if not whole and new.addresses[: position + 1] != old.addresses[: position + 1]:
-            raise irreproducible(host, old.addresses[position])
+        if not whole:
+            check_prefix(host, old, new, position)
         log_alpha = host.power * (new.log_likelihood - old.log_likelihood)
         log_alpha += sum(new.log_priors[start:]) - sum(new.log_proposals[start:])
         log_alpha -= sum(old.log_priors[start:]) - sum(log_q[start:])
@@ -375,6 +373,16 @@ def told_and_fixed(trace: Trace, stop: int) -> tuple[dict[int, Any], dict[int, A
 def alike(one: Distribution, other: Distribution) -> bool:
     """Whether two distributions are the same, parameters and all."""
     return one is other or (one.code == other.code and one.shape == other.shape and one.pack() == other.pack())
+
+
+def check_prefix(host: Host, old: Trace, new: Trace, position: int) -> None:
+    """See that an execution with the same values before a position came to it as the old one did.
+
+    Raises:
+        InferenceError: the simulator does not repeat itself.
+    """
+    if new.addresses[: position + 1] != old.addresses[: position + 1]:
+        raise irreproducible(host, old.addresses[position])
 
 
 def irreproducible(host: Host, address: int) -> InferenceError:

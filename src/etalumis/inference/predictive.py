@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from etalumis.distributions import DISTRIBUTIONS, OBSERVE, Stream
+from etalumis.distributions import DISTRIBUTIONS, OBSERVE, Stream, derived_seed
 from etalumis.execution import ObserveColumn
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.posterior import Posterior
@@ -118,8 +118,7 @@ def _meetings(posterior: Posterior, name: str) -> tuple[list[ObserveColumn], NDA
 
 def _key(seed: int, name: str) -> int:
     """Random numbers of their own for each observation, and none that a simulator has drawn."""
-    entropy = [_REPLICATES, seed & (1 << 64) - 1, *name.encode()]
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    return derived_seed(_REPLICATES, seed, *name.encode())
 
 
 def describe(checks: Mapping[str, Check]) -> list[dict[str, Any]]:

@@ -35,8 +35,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
-
+from etalumis.distributions import derived_seed
 from etalumis.execution import FAILED, FINISHED, Job, Observations, Proposer, Simulator, Stop, Trace, run_jobs
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.loops import Finder, Visit
@@ -192,8 +191,7 @@ class Corrector:
 
     def _first_index(self, trace_index: int, visit: int) -> int:
         """Of the random numbers of a visit's extra executions."""
-        key = [self._seed & (1 << 64) - 1, _KEY, trace_index, visit]
-        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 2
+        return derived_seed(self._seed, _KEY, trace_index, visit) >> 2
 
     @staticmethod
     def _irreproducible(visit: Visit) -> InferenceError:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from etalumis.callbacks.requests import Paused, StopRequests, seconds_of
 from etalumis.conf.build import ConfigError
-from etalumis.conf.simulation import cores
 from etalumis.conf.sweep import Point, expand, quoted
+from etalumis.execution.pool import cores
 from etalumis.lit_models.inference_network import VALID_LOSS
 from etalumis.lit_models.lock import locked
 from etalumis.report.training import draw_search

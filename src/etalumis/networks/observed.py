@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from etalumis.distributions import DISTRIBUTIONS, OBSERVE, Normal, Stream
+from etalumis.distributions import DISTRIBUTIONS, OBSERVE, Normal, Stream, derived_seed
 from etalumis.execution import ObserveColumn, TraceBatch, meetings
 from etalumis.networks.noise import Noisy
 from etalumis.storage.sites import Seen
@@ -202,8 +202,7 @@ def _noise_seed(seed: int, epoch: int, number: int) -> int:
     Simulations key their streams by (seed, trace) too, and often with the same seed: were the noise made of the same
     numbers, a network would read the draws off it.
     """
-    entropy = [_NOISE, seed & _WORD, epoch, number]
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    return derived_seed(_NOISE, seed, epoch, number)
 
 
 def _aligned(parameter: NDArray[Any], rank: int) -> NDArray[Any]:

@@ -12,9 +12,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from etalumis.networks.errors import NetworkConfigError
+
+# The derivatives of activations from their values: one fused pass each.
+d_sigmoid = torch.ops.aten.sigmoid_backward
+d_tanh = torch.ops.aten.tanh_backward
+
+
+def with_room(slots: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+    """What is kept of each slot, (slots, …), with zeros for slots that are met for the first time."""
+    missing = int(slots.max()) + 1 - len(kept[0]) if len(slots) else 0
+    return kept if missing <= 0 else tuple(torch.cat([x, x.new_zeros((missing, *x.shape[1:]))]) for x in kept)
 
 
 class State(ABC):

@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etalumis.networks.cores.base import Core, State, check_counts
-
-# The derivatives of activations from their values: one fused pass each.
-d_sigmoid = torch.ops.aten.sigmoid_backward
-d_tanh = torch.ops.aten.tanh_backward
+from etalumis.networks.cores.base import Core, State, check_counts, d_sigmoid, d_tanh, with_room
 
 
 class GRU(Core):
@@ -65,11 +61,7 @@ class _GRUState(State):
 
     @torch.no_grad()
     def begin(self, slots: Tensor, static: Tensor) -> None:
-        missing = int(slots.max()) + 1 - len(self._h) if len(slots) else 0
-        if missing > 0:
-            self._static, self._h = (
-                torch.cat([x, x.new_zeros((missing, *x.shape[1:]))]) for x in (self._static, self._h)
-            )
+        self._static, self._h = with_room(slots, self._static, self._h)
         self._static[slots] = static + self._core.bias
         self._h[slots] = 0.0
 
