@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "etalumis"
 
 CORE_ROOMS = ("distributions", "execution", "storage", "ppx", "simulators", "networks", "inference")
 # The Lightning and Hydra side and the programs: one layer, which may import all others.
-TOP_ROOMS = frozenset("optim datamodules lit_models callbacks conf cli demo report".split())
+TOP_ROOMS = frozenset("optim strategies datamodules lit_models callbacks conf cli demo report".split())
 RANK = {room: rank for rank, room in enumerate(CORE_ROOMS)} | dict.fromkeys(TOP_ROOMS, len(CORE_ROOMS))
 
 # Third-party packages and the rooms that may import them; every other package may be used anywhere.
@@ -34,6 +34,7 @@ ALLOWED_IN = {
     "matplotlib": {"inference"} | TOP_ROOMS,
     "pythia8mc": {"simulators"},
     "rich": {"inference"} | TOP_ROOMS,
+    "mpi4py": {"storage", "strategies"},
 }
 
 
