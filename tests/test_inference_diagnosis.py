@@ -219,14 +219,16 @@ def test_all_weights_zero_is_said_and_nothing_drawn() -> None:
 
 @pytest.mark.parametrize("spread", [0.5, 1.5, 4.0])
 def test_smoothed_weights_are_arviz_s(spread: float) -> None:
-    arviz = pytest.importorskip("arviz")
-    if not hasattr(arviz, "psislw"):
-        pytest.skip("this ArviZ keeps it elsewhere")
+    pytest.importorskip("arviz")
+    from arviz_versions import psislw
+
     log_weights = spread * np.random.default_rng(3).standard_normal(3000)
-    theirs, k = arviz.psislw(log_weights.copy(), 1.0)
+    theirs, k, tolerance = psislw(log_weights)
     ours = smooth(log_weights)
-    assert diagnostics.pareto_k(log_weights) == pytest.approx(float(k), abs=1e-9)
-    np.testing.assert_allclose(ours - np.logaddexp.reduce(ours), theirs - np.logaddexp.reduce(theirs), atol=1e-8)
+    assert diagnostics.pareto_k(log_weights) == pytest.approx(k, abs=tolerance)
+    np.testing.assert_allclose(
+        ours - np.logaddexp.reduce(ours), theirs - np.logaddexp.reduce(theirs), atol=max(1e-8, 5.0 * tolerance)
+    )
 
 
 def test_smoothing_tames_a_lucky_trace(weighted: et.Posterior) -> None:

@@ -351,6 +351,8 @@ def test_to_arviz(weighted: et.Posterior, chains: et.Posterior) -> None:
     assert data.posterior["mu"].shape == (3, 166)
     assert float(arviz.rhat(data)["mu"]) == pytest.approx(chains.rhat("mu"))
     assert float(arviz.ess(data)["mu"]) == pytest.approx(chains.ess_of("mu"))
+    assert data.sample_stats["lp"].shape == (3, 166)
+    assert type(data).__name__ == ("InferenceData" if arviz.__version__.startswith("0.") else "DataTree")
     resampled = weighted.to_arviz(num_draws=500)
     assert resampled.posterior["mu"].shape == (1, 500)
     assert float(resampled.posterior["mu"].mean()) == pytest.approx(weighted.mean("mu"), abs=0.1)
