@@ -74,7 +74,7 @@ def test_other_settings_need_another_folder(finished: Path) -> None:
 def test_the_process_in_the_background_ends_with_the_demo(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "event.npz").write_bytes((finished / "event.npz").read_bytes())
     config = settings(tmp_path, "demo.rmh.steps=1000000")
-    with demo.markov_chains(config) as chains:
+    with demo.markov_chains(config, tmp_path) as chains:
         process = chains._process
         assert process is not None
         assert process.is_alive()
@@ -83,7 +83,7 @@ def test_the_process_in_the_background_ends_with_the_demo(finished: Path, tmp_pa
 
 
 def test_a_failure_in_the_background_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with demo.markov_chains(settings(tmp_path)) as chains, pytest.raises(demo.DemoError, match="exit code 1"):
+    with demo.markov_chains(settings(tmp_path), tmp_path) as chains, pytest.raises(demo.DemoError, match="exit code 1"):
         chains.wait()
     assert "there is no event file" in capfd.readouterr().err
 

@@ -82,13 +82,14 @@ def _steps(config: Config) -> Summary:
     simulate(config, "train", sizes["num_traces"], seed=config["seed"])
     simulate(config, "valid", sizes["valid_traces"], seed=config["seed"] + 1)
     event = held_out_event(model, sizes["event"], folder / "event.npz")
-    with markov_chains(config) as chains:
+    with markov_chains(config, folder) as chains:
         step(2, "train the network (Markov chains run beside it)")
         train(config)
         step(3, f"infer by inference compilation: {sizes['ic']['num_traces']:,} executions")
-        infer_ic(config, model, event)
+        infer_ic(config, model, event, folder)
         step(4, "infer by importance sampling: weigh the stored traces")
-        infer_stored(config, model, event)
+        infer_stored(config, model, event, folder)
+        keep_prior(config)
         step(5, f"infer by Metropolis-Hastings: {sizes['rmh']['chains']} chains of {sizes['rmh']['steps']:,} steps")
         chains.wait()
     step(6, "compare")
@@ -153,23 +154,29 @@ def train(config: Config) -> None:
     fit(plain(compose("train", settings)))
 
 
-def infer_ic(config: Config, model: Simulator, event: Event) -> None:
-    """The posterior by the network's proposals."""
-    folder = Path(config["output"])
+def infer_ic(config: Config, model: Simulator, event: Event, folder: Path) -> None:
+    """The posterior by the network's proposals, into ``folder``."""
     if (folder / "post_ic").exists():
         return
-    engine, count = IC(folder / "network" / "network.pt"), config["demo"]["ic"]["num_traces"]
+    network = Path(config["output"]) / "network" / "network.pt"
+    engine, count = IC(network), config["demo"]["ic"]["num_traces"]
+    before = core_seconds()
     with simulation.progress("IC", count) as report:
         posterior = engine.run(model, event.observe, count, config["seed"] + 2, counting(report))
+    posterior.info["core_seconds"] = core_seconds() - before
     posterior.save(folder / "post_ic")
 
 
-def infer_stored(config: Config, model: Simulator, event: Event) -> None:
-    """The posterior by weighing the training set, and the prior from its first traces."""
-    folder = Path(config["output"])
+def infer_stored(config: Config, model: Simulator, event: Event, folder: Path) -> None:
+    """The posterior by weighing the training set, into ``folder``."""
     if not (folder / "post_is").exists():
-        posterior = ImportanceSampling(dataset=folder / "train").run(model, event.observe)
+        posterior = ImportanceSampling(dataset=Path(config["output"]) / "train").run(model, event.observe)
         posterior.save(folder / "post_is")
+
+
+def keep_prior(config: Config) -> None:
+    """The prior, from the first traces of the training set."""
+    folder = Path(config["output"])
     if not (folder / "prior").exists():
         traces = stored_traces(Dataset(folder / "train"), config["demo"]["prior_traces"])
         Posterior(traces, np.zeros(len(traces)), info={"engine": "prior"}).save(folder / "prior")
@@ -188,14 +195,24 @@ def stored_traces(dataset: Dataset, count: int) -> TraceBatch:
 def report(config: Config, model: Simulator, event: Event, console: Console) -> Summary:
     """Figure, tables and verdict."""
     folder = Path(config["output"])
-    names = {"post_ic": "IC", "post_rmh": "RMH", "post_is": "IS"}
-    samples = [Sample.of(Posterior.load(folder / path), label) for path, label in names.items()]
-    prior = Sample.of(Posterior.load(folder / "prior"), "prior")
+    samples, prior = load_samples(folder), Sample.of(Posterior.load(folder / "prior"), "prior")
     summary = write_report(samples, folder, event, prior, title=TITLE.format(simulator=model.name))
     show(summary, console)
     console.print(_CHAINS_TIME.format(**samples[1].info))
     console.print(verdict_grid(judge(summary)).rich())
     return summary
+
+
+def load_samples(folder: Path) -> list[Sample]:
+    """The posteriors of one event: by IC, by RMH, and by weighing stored traces."""
+    names = {"post_ic": "IC", "post_rmh": "RMH", "post_is": "IS"}
+    return [Sample.of(Posterior.load(folder / path), label) for path, label in names.items()]
+
+
+def core_seconds() -> float:
+    """Processor time of this process and of those that it has waited for."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
 
 
 def counting(report: Callable[[int], None]) -> Callable[[int, str], None]:
@@ -215,16 +232,21 @@ def counting(report: Callable[[int], None]) -> Callable[[int, str], None]:
 
 
 class Background:
-    """A process that runs the Markov chains and saves their posterior; none where that is done."""
+    """A process that runs the Markov chains and saves their posterior; none where that is done.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        config: settings of the demo.
+        folder: holds the event, and gets the posterior.
+    """
+
+    def __init__(self, config: Config, folder: Path) -> None:
         self._process: SpawnProcess | None = None
         rmh = config["demo"]["rmh"]
         self._total = rmh["chains"] * rmh["steps"]
-        if not (Path(config["output"]) / "post_rmh").exists():
+        if not (folder / "post_rmh").exists():
             context = multiprocessing.get_context("spawn")
             self._done = context.Value("q", 0)
-            self._process = context.Process(target=_run_chains, args=(self._done, dict(config)))
+            self._process = context.Process(target=_run_chains, args=(self._done, dict(config), folder))
             self._process.start()
 
     def wait(self) -> None:
@@ -251,20 +273,20 @@ class Background:
 
 
 @contextmanager
-def markov_chains(config: Config) -> Iterator[Background]:
+def markov_chains(config: Config, folder: Path) -> Iterator[Background]:
     """Markov chains that run while the body does something else."""
-    background = Background(config)
+    background = Background(config, folder)
     try:
         yield background
     finally:
         background.stop()
 
 
-def _run_chains(done: Synchronized[int], config: Config) -> None:
+def _run_chains(done: Synchronized[int], config: Config, folder: Path) -> None:
     """Body of the background process; ``done`` counts steps."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal: the demo itself decides
     os.nice(_LOWER_PRIORITY)
-    folder, settings = Path(config["output"]), config["demo"]["rmh"]
+    settings = config["demo"]["rmh"]
 
     def tell(amount: int, note: str) -> None:
         done.value += amount
@@ -278,7 +300,7 @@ def _run_chains(done: Synchronized[int], config: Config) -> None:
     )
     kept = settings["chains"] * (settings["steps"] - settings["burn_in"]) // settings["thinning"]
     observe = Event.load(folder / "event.npz").observe
-    posterior = engine.run(build_model(config["simulator"]), observe, kept, config["seed"] + 3, tell)
-    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    posterior.info["core_seconds"] = sum(usage.ru_utime + usage.ru_stime for usage in spent)
+    model, before = build_model(config["simulator"]), core_seconds()
+    posterior = engine.run(model, observe, kept, config["seed"] + 3, tell)
+    posterior.info["core_seconds"] = core_seconds() - before
     posterior.save(folder / "post_rmh")
