@@ -17,6 +17,11 @@ _PROGRESS = 1  # tag of messages
 _PAUSE_S = 0.02  # MPI itself waits at full load
 
 
+def launched_by_mpi() -> int:
+    """How many ranks the launcher of this process says it started; 1 where none did."""
+    return max(int(os.environ.get(name) or 1) for name in _SIZES)
+
+
 class RankError(DatasetError):
     """Another rank failed; the message says which and how."""
 
@@ -26,10 +31,11 @@ class Ranks:
 
     Attributes:
         rank, size: which of how many.
+        communicator: of mpi4py; None where this process is alone.
     """
 
     def __init__(self, communicator: Any = None) -> None:
-        self._communicator = communicator
+        self.communicator = communicator
         self.rank = 0 if communicator is None else int(communicator.Get_rank())
         self.size = 1 if communicator is None else int(communicator.Get_size())
         self._sent: list[Any] = []  # messages on their way
@@ -42,7 +48,7 @@ class Ranks:
         Raises:
             DatasetError: there are several and mpi4py is not installed, or does not see them.
         """
-        launched = max(int(os.environ.get(name) or 1) for name in _SIZES)
+        launched = launched_by_mpi()
         if launched < 2:
             return cls()
         try:
@@ -62,11 +68,11 @@ class Ranks:
 
     def share(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
-        return value if self._communicator is None else self._communicator.bcast(value, root=0)
+        return value if self.communicator is None else self.communicator.bcast(value, root=0)
 
     def all(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
-        return [value] if self._communicator is None else list(self._communicator.allgather(value))
+        return [value] if self.communicator is None else list(self.communicator.allgather(value))
 
     def agree(self, error: Exception | None) -> None:
         """Wait for all ranks; raises where one of them failed, so that none goes on, or waits, alone.
@@ -86,13 +92,13 @@ class Ranks:
         """Let rank 0 know of progress, without waiting for it; None says that no more is to come."""
         if self.rank > 0:
             self._sent = [request for request in self._sent if not request.Test()]
-            self._sent.append(self._communicator.isend(amount, dest=0, tag=_PROGRESS))
+            self._sent.append(self.communicator.isend(amount, dest=0, tag=_PROGRESS))
 
     def heard(self) -> list[int]:
         """What other ranks told since the last time; on rank 0."""
         amounts: list[int] = []
-        while self.rank == 0 and self._telling and self._communicator.iprobe(tag=_PROGRESS):
-            amount = self._communicator.recv(tag=_PROGRESS)
+        while self.rank == 0 and self._telling and self.communicator.iprobe(tag=_PROGRESS):
+            amount = self.communicator.recv(tag=_PROGRESS)
             if amount is None:
                 self._telling -= 1
             else:
@@ -108,19 +114,19 @@ class Ranks:
 
     def meet(self) -> None:
         """Wait for all ranks, leaving the core to others meanwhile."""
-        if self._communicator is not None:
+        if self.communicator is not None:
             self._meet()
             self._wait(lambda: all(request.Test() for request in self._sent))
 
     def abort(self) -> None:
         """End the whole job, at once: another rank may be waiting for this one."""
-        if self._communicator is not None:
-            self._communicator.Abort(1)
+        if self.communicator is not None:
+            self.communicator.Abort(1)
 
     def _meet(self) -> None:
         """Unlike MPI's own waiting, this leaves the core to others, and an interruption is heard."""
-        if self._communicator is not None:
-            self._wait(self._communicator.Ibarrier().Test)
+        if self.communicator is not None:
+            self._wait(self.communicator.Ibarrier().Test)
 
     @staticmethod
     def _wait(done: Callable[[], bool]) -> None:

@@ -1,0 +1,167 @@
+"""Collectives over MPI, by mpi4py's buffer calls: under ``mpirun`` and ``srun``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from etalumis.storage.errors import DatasetError
+from etalumis.storage.ranks import Ranks
+from etalumis.strategies.collective import TIMEOUT_S, Collective, CollectiveError, Op
+
+_TYPES = {
+    torch.float32: "FLOAT",
+    torch.float64: "DOUBLE",
+    torch.int64: "INT64_T",
+    torch.int32: "INT32_T",
+    torch.uint8: "UINT8_T",
+}
+_OPERATIONS: dict[Op, str] = {"sum": "SUM", "max": "MAX", "min": "MIN"}
+# Large messages: MPI's blocking algorithms are up to five times as fast as its nonblocking ones, which can be waited
+# for politely. So all ranks meet politely first, and then nobody waits long in a blocking call. Signals are heard
+# between two pieces.
+_LARGE_BYTES = 1 << 16
+_PIECE_BYTES = 1 << 26
+
+
+class MPICollective(Collective):
+    """The ranks of an MPI job. Tensors on a GPU travel through pinned memory of the host.
+
+    Args:
+        timeout: seconds to wait for other ranks, until all have come to a collective; not once data flows.
+        communicator: of mpi4py, of which a duplicate is used; None takes the whole job.
+
+    Raises:
+        CollectiveError: mpi4py is missing, or several ranks were launched but each sees itself alone.
+    """
+
+    def __init__(self, timeout: float = TIMEOUT_S, communicator: Any = None) -> None:
+        if communicator is None:
+            communicator = _of_job()
+        from mpi4py import MPI
+
+        self._mpi = MPI
+        self._communicator = communicator.Dup()  # messages of others don't get in between
+        self._request: Any = None  # holds the memory that it reads and writes, also after an interruption
+        self._pinned = torch.empty(0, dtype=torch.uint8)
+        self.rank = int(communicator.Get_rank())
+        self.world_size = int(communicator.Get_size())
+        self.local_rank = int(communicator.Split_type(MPI.COMM_TYPE_SHARED).Get_rank())
+        self.timeout = timeout
+
+    def all_reduce(self, tensor: Tensor, op: Op = "sum") -> Tensor:
+        kind, operation = getattr(self._mpi, _TYPES[tensor.dtype]), getattr(self._mpi, _OPERATIONS[op])
+        host = self._host(tensor)
+        flat, size = host.view(-1).numpy(), host.element_size()
+        if flat.nbytes <= _LARGE_BYTES:
+            request = self._communicator.Iallreduce(self._mpi.IN_PLACE, [flat, kind], operation)
+            self._finish(request, "an all-reduce")
+            return _back(tensor, host)
+        self._finish(self._communicator.Ibarrier(), "an all-reduce")
+        for start in range(0, flat.size, _PIECE_BYTES // size):
+            piece = flat[start : start + _PIECE_BYTES // size]
+            self._communicator.Allreduce(self._mpi.IN_PLACE, [piece, kind], operation)
+        return _back(tensor, host)
+
+    def broadcast(self, tensor: Tensor, root: int = 0) -> Tensor:
+        host = self._host(tensor)
+        flat = _as_bytes(host)
+        self._carry(
+            flat.nbytes,
+            lambda: self._communicator.Ibcast([flat, self._mpi.BYTE], root),
+            lambda: self._communicator.Bcast([flat, self._mpi.BYTE], root),
+            f"a broadcast from rank {root}",
+        )
+        return _back(tensor, host)
+
+    def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            out = tensor.new_empty((self.world_size, *tensor.shape))
+        mine, all_of_them = _as_bytes(tensor.detach().cpu().contiguous()), out.cpu()
+        send, receive = [mine, self._mpi.BYTE], [_as_bytes(all_of_them), self._mpi.BYTE]
+        self._carry(
+            mine.nbytes,
+            lambda: self._communicator.Iallgather(send, receive),
+            lambda: self._communicator.Allgather(send, receive),
+            "an all-gather",
+        )
+        return _back(out, all_of_them)
+
+    def all_to_all(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            out = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        mine, theirs = _as_bytes(tensor.detach().cpu().contiguous()), out.cpu()
+        send, receive = [mine, self._mpi.BYTE], [_as_bytes(theirs), self._mpi.BYTE]
+        self._carry(
+            mine.nbytes,
+            lambda: self._communicator.Ialltoall(send, receive),
+            lambda: self._communicator.Alltoall(send, receive),
+            "an all-to-all",
+        )
+        return _back(out, theirs)
+
+    def barrier(self) -> None:
+        self._finish(self._communicator.Ibarrier(), "a barrier")
+
+    def _end_job(self) -> None:
+        self._communicator.Abort(1)
+
+    def close(self) -> None:
+        """Nothing is given back before the end of the process, where MPI itself ends."""
+
+    def _carry(self, size: int, nonblocking: Callable[[], Any], blocking: Callable[[], None], what: str) -> None:
+        """Small messages politely, large ones (of ``size`` bytes) fast once all ranks have come."""
+        if size <= _LARGE_BYTES:
+            self._finish(nonblocking(), what)
+        elif size:
+            self._finish(self._communicator.Ibarrier(), what)
+            blocking()
+
+    def _finish(self, request: Any, what: str) -> None:
+        self._request = request
+        self._wait(request.Test, what)
+        self._request = None
+
+    def _host(self, tensor: Tensor) -> Tensor:
+        """The tensor's numbers in contiguous memory of the CPU: its own, or a copy."""
+        tensor = tensor.detach()
+        if tensor.device.type == "cpu":
+            return tensor.contiguous()
+        size = tensor.numel() * tensor.element_size()
+        if self._pinned.numel() < size:
+            self._pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return self._pinned[:size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def _back(tensor: Tensor, host: Tensor) -> Tensor:
+    """``tensor`` with the numbers of what :meth:`MPICollective._host` made of it."""
+    if host.data_ptr() != tensor.data_ptr():
+        tensor.detach().copy_(host)
+    return tensor
+
+
+def _as_bytes(tensor: Tensor) -> Any:
+    return tensor.view(-1).view(torch.uint8).numpy()
+
+
+def _of_job() -> Any:
+    """All ranks of this job, as mpi4py's communicator."""
+    try:
+        communicator = Ranks.of_job().communicator
+        from mpi4py import MPI
+    except DatasetError as error:
+        raise CollectiveError(str(error)) from error
+    except ImportError as error:
+        raise CollectiveError("MPI needs mpi4py: pip install 'etalumis[mpi]'") from error
+    if communicator is None:
+        communicator = MPI.COMM_WORLD
+    if communicator.Get_size() == 1 and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise CollectiveError(
+            f"{os.environ['WORLD_SIZE']} ranks were launched, but not by MPI: take mpirun or srun in place of "
+            "torchrun, or strategy=ddp_rows in place of strategy=mpi"
+        )
+    return communicator
