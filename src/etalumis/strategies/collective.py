@@ -35,13 +35,11 @@ class Collective(ABC):
 
     Attributes:
         rank, world_size: which of how many.
-        local_rank: which of those on this machine, for choosing a GPU.
         timeout: seconds to wait for other ranks.
     """
 
     rank: int
     world_size: int
-    local_rank: int
     timeout: float
 
     @abstractmethod

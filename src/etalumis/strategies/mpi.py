@@ -50,7 +50,6 @@ class MPICollective(Collective):
         self._pinned = torch.empty(0, dtype=torch.uint8)
         self.rank = int(communicator.Get_rank())
         self.world_size = int(communicator.Get_size())
-        self.local_rank = int(communicator.Split_type(MPI.COMM_TYPE_SHARED).Get_rank())
         self.timeout = timeout
 
     def all_reduce(self, tensor: Tensor, op: Op = "sum") -> Tensor:

@@ -1,0 +1,154 @@
+"""Collectives over torch.distributed: gloo for tensors on the CPU, NCCL for those on GPUs.
+
+Under ``torchrun``, which tells the ranks about each other, or directly under SLURM's ``srun``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from etalumis.strategies.collective import TIMEOUT_S, Collective, CollectiveError, Op
+
+_OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+_FIRST_PORT, _PORTS = 10_000, 22_000  # below those that systems give to outgoing connections
+
+
+class Placement(NamedTuple):
+    """Which of how many this process is, and where rank 0 listens.
+
+    Attributes:
+        rank, world_size: which of how many.
+        address: of rank 0: ``tcp://host:port``, or ``env://`` where the environment says it.
+    """
+
+    rank: int
+    world_size: int
+    address: str
+
+    @classmethod
+    def of_job(cls) -> Placement:
+        """What torchrun's environment says, else SLURM's.
+
+        Raises:
+            CollectiveError: neither says anything.
+        """
+        here = os.environ
+        if "RANK" in here and "WORLD_SIZE" in here:
+            return cls(int(here["RANK"]), int(here["WORLD_SIZE"]), "env://")
+        if "SLURM_PROCID" not in here:
+            raise CollectiveError("no ranks were launched: start the command with torchrun, or with srun under SLURM")
+        host = here.get("MASTER_ADDR") or first_host(here.get("SLURM_STEP_NODELIST") or here["SLURM_JOB_NODELIST"])
+        # Jobs on one machine, and steps of one job, must not meet.
+        step = 31 * int(here.get("SLURM_JOB_ID", 0)) + int(here.get("SLURM_STEP_ID", 0))
+        port = here.get("MASTER_PORT") or _FIRST_PORT + step % _PORTS
+        return cls(int(here["SLURM_PROCID"]), int(here["SLURM_NTASKS"]), f"tcp://{host}:{port}")
+
+
+class TorchCollective(Collective):
+    """The ranks of a torch.distributed job.
+
+    Uses torch's process group where there is one already, else makes it and takes it down in :meth:`close`.
+
+    Args:
+        backend: ``gloo`` or ``nccl``, which carries tensors on GPUs, beside gloo for the others; None takes the second
+            where there are GPUs.
+        timeout: seconds to wait for other ranks.
+
+    Raises:
+        CollectiveError: no ranks were launched, or they don't find each other.
+    """
+
+    def __init__(self, backend: str | None = None, timeout: float = TIMEOUT_S) -> None:
+        self.timeout = timeout
+        self._made = not dist.is_initialized()
+        if backend is None:
+            backend = "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        if self._made:
+            _connect(Placement.of_job(), timeout, "cpu:gloo,cuda:nccl" if backend == "nccl" else backend)
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+
+    def all_reduce(self, tensor: Tensor, op: Op = "sum") -> Tensor:
+        whole = tensor.detach().contiguous()
+        self._finish(lambda: dist.all_reduce(whole, _OPERATIONS[op], async_op=True), "an all-reduce")
+        return _back(tensor, whole)
+
+    def broadcast(self, tensor: Tensor, root: int = 0) -> Tensor:
+        whole = tensor.detach().contiguous()
+        words = _as_bytes(whole)
+        self._finish(lambda: dist.broadcast(words, root, async_op=True), f"a broadcast from rank {root}")
+        return _back(tensor, whole)
+
+    def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            out = tensor.new_empty((self.world_size, *tensor.shape))
+        mine, theirs = _as_bytes(tensor.detach().contiguous()), _as_bytes(out)
+        self._finish(lambda: dist.all_gather_into_tensor(theirs, mine, async_op=True), "an all-gather")
+        return out
+
+    def all_to_all(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            out = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        mine, theirs = _as_bytes(tensor.detach().contiguous()), _as_bytes(out)
+        self._finish(lambda: dist.all_to_all_single(theirs, mine, async_op=True), "an all-to-all")
+        return out
+
+    def barrier(self) -> None:
+        self.all_reduce(torch.zeros(1))
+
+    def _end_job(self) -> None:
+        """Nothing: the launcher ends the others when this rank fails."""
+
+    def close(self) -> None:
+        if self._made and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _finish(self, start: Callable[[], Any], what: str) -> None:
+        """Torch's own waiting would not let Python hear signals."""
+        try:
+            work = start()
+            if work is not None:
+                self._wait(work.is_completed, what)
+                work.wait()
+        except CollectiveError:
+            raise
+        except RuntimeError as error:
+            raise CollectiveError(
+                f"rank {self.rank} of {self.world_size} lost the others in {what}: look at their output ({error})"
+            ) from error
+
+
+def first_host(hosts: str) -> str:
+    """The first of SLURM's compressed list of hosts: ``node[017-020,033],login1`` begins with node017."""
+    first = re.split(r",(?![^\[]*\])", hosts)[0]
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)
+
+
+def _connect(where: Placement, timeout: float, backend: str) -> None:
+    limit = timedelta(seconds=timeout)
+    try:
+        dist.init_process_group(backend, where.address, limit, where.world_size, where.rank)
+    except (RuntimeError, ValueError) as error:
+        raise CollectiveError(
+            f"rank {where.rank} of {where.world_size} does not find the others at {where.address}: start "
+            "all ranks with one torchrun or srun, and let the machines reach each other at MASTER_ADDR and "
+            f"MASTER_PORT ({error})"
+        ) from error
+
+
+def _back(tensor: Tensor, whole: Tensor) -> Tensor:
+    if whole.data_ptr() != tensor.data_ptr():
+        tensor.detach().copy_(whole)
+    return tensor
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.view(-1).view(torch.uint8)
