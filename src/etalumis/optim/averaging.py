@@ -106,7 +106,7 @@ class AverageModel:
             first = next(iter(pages.values()))
             whole = [pages.get(page, first) for page in range(max(pages) + 1)]  # only pages in ``places`` are read
             table = gather(whole, self._optimizer.parts.banks[name].capacity, places)
-            rows[name] = {"ids": ids, "rows": table.unflatten(1, first.shape[1:])}
+            rows[name] = {"ids": ids, "rows": table.view(len(ids), *first.shape[1:])}
         dense = {name: average.clone() for name, average in self._dense.items()}
         return {"steps": self.steps, "log_decay": self._log_decay, "dense": dense, "rows": rows}
 

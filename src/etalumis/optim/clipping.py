@@ -26,7 +26,7 @@ def clip_grad_norm(target: RowOptimizer | nn.Module, max_norm: float) -> Tensor:
     gradients = (target.parts if isinstance(target, RowOptimizer) else Parts(target)).gradients()
     if not gradients:
         return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if not bool(norm.isfinite()):
         raise FloatingPointError(f"the gradient's norm is {norm.item()}: lower the learning rate, or look at the data")
     if bool(norm > max_norm):
