@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 import etalumis as et
-from etalumis.callbacks import Paused, Position, Throughput
+from etalumis.callbacks import Balance, Paused, Position
 from etalumis.conf.build import ConfigError
 from etalumis.conf.compose import compose, plain
 from etalumis.datamodules.online import OnlineDataModule
@@ -301,8 +301,8 @@ def test_a_kept_dictionary_does_not_grow(tmp_path: Path) -> None:
     assert len(trained("grown", init).network.layout) == 2
     module = trained("kept", init, "freeze=[dictionary]")
     assert len(module.network.layout) == 1
-    (throughput,) = [c for c in module.trainer.callbacks if isinstance(c, Throughput)]  # type: ignore[attr-defined]
-    assert throughput.waited > 0.0, "traces are simulated in this process"
+    (balance,) = [c for c in module.trainer.callbacks if isinstance(c, Balance)]  # type: ignore[attr-defined]
+    assert balance.waited > 0.0, "traces are simulated in this process"
 
 
 def test_ranks_have_traces_of_their_own_in_epochs_of_equal_length() -> None:

@@ -1,6 +1,7 @@
 """Lightning callbacks."""
 
 from etalumis.callbacks.averaging import Average
+from etalumis.callbacks.balance import Balance
 from etalumis.callbacks.best import BestCheckpoint
 from etalumis.callbacks.early_stopping import EarlyStopping
 from etalumis.callbacks.export import Export, is_trial
@@ -9,10 +10,10 @@ from etalumis.callbacks.position import Position
 from etalumis.callbacks.progress import Progress
 from etalumis.callbacks.requests import Paused
 from etalumis.callbacks.result import Result
-from etalumis.callbacks.throughput import Throughput
 
 __all__ = [
     "Average",
+    "Balance",
     "BestCheckpoint",
     "EarlyStopping",
     "Export",
@@ -21,6 +22,5 @@ __all__ = [
     "Position",
     "Progress",
     "Result",
-    "Throughput",
     "is_trial",
 ]

@@ -9,8 +9,8 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from etalumis.callbacks.balance import Balance
 from etalumis.callbacks.export import is_trial
-from etalumis.callbacks.throughput import Throughput
 from etalumis.lit_models.inference_network import VALID_LOSS
 from etalumis.networks import InferenceNetwork, banks_of
 from etalumis.storage.manifest import write_atomically
@@ -61,7 +61,7 @@ class Result(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by one of its connectors
             if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
                 result[f"best {callback.monitor}"] = float(callback.best_model_score)
-            elif isinstance(callback, Throughput):
+            elif isinstance(callback, Balance):
                 result |= {"traces": callback.traces, "seconds": callback.seconds, "traces_per_s": callback.rate}
         return result
 

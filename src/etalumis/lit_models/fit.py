@@ -15,7 +15,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from etalumis.callbacks import Export, Paused, Position, Throughput, is_trial
+from etalumis.callbacks import Balance, Export, Paused, Position, is_trial
 from etalumis.conf.build import ConfigError, build
 from etalumis.datamodules.tracked import TrackedDataModule
 from etalumis.lit_models.inference_network import TEST_LOSS, VALID_LOSS, LitInferenceNetwork, MakeOptimizer
@@ -172,7 +172,7 @@ def summary(module: LitInferenceNetwork) -> str:
             )
         elif isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None and callback.monitor:
             lines.append(f"  {callback.monitor}     {float(callback.best_model_score):.4f} at best")
-        elif isinstance(callback, Throughput):
+        elif isinstance(callback, Balance):
             waited = callback.waited / callback.seconds if callback.seconds else 0.0
             lines.append(f"  throughput     {callback.rate:,.0f} traces/s, {waited:.1%} of the time waiting for data")
     if module.tested:
