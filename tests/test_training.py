@@ -464,7 +464,7 @@ def test_half_precision_is_refused(data: Path, tmp_path: Path, precision: str) -
 
 @pytest.mark.parametrize("words", [["trainer.devices=2"], ["+trainer.num_nodes=2"]])
 def test_several_ranks_are_refused(data: Path, tmp_path: Path, words: list[str]) -> None:
-    with pytest.raises(ConfigError, match="training on several ranks is not there yet"):
+    with pytest.raises(ConfigError, match="launch them: mpirun -n 4 etalumis train strategy=mpi"):
         train(data / "gaussian", tmp_path, "trainer.accelerator=cpu", *words)
 
 

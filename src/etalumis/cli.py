@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
-from etalumis.conf.tracebacks import TRACEBACK, wants_traceback
+from etalumis.conf.tracebacks import TRACEBACK, shows_traceback
 
 Config = Mapping[str, Any]
 
@@ -25,6 +25,7 @@ VERBS = {
     "inspect": "show what a dataset holds",
     "validate": "check every byte and number of a dataset",
     "train": "train an inference network on stored traces",
+    "balance": "draw where the time of a training went, on each of its ranks",
     "event": "make one event with known truth to infer",
     "infer": "infer everything random in a simulator, given an observation",
     "report": "draw, tabulate and diagnose the posteriors of one event",
@@ -33,8 +34,6 @@ VERBS = {
     "demo": "all of it: simulate, train, infer by several engines, report",
 }
 _HELP = {"-h", "--help"}
-_OURS = ("etalumis", "__main__")
-_FOR_USERS = (ValueError, RuntimeError, ArithmeticError, ImportError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if wants_traceback(words) or not is_for_users(error):
+        if shows_traceback(error, words):
             traceback.print_exc()
         else:
             print(f"etalumis {verb}: {text_of(error)}", file=sys.stderr)
@@ -177,7 +176,14 @@ def train(config: Config) -> None:
     from etalumis.networks.memory import keep_freed_memory
 
     keep_freed_memory()
-    print(summary(fit(config)))
+    module = fit(config)
+    if module.trainer.is_global_zero:
+        print(summary(module))
+
+
+def balance(config: Config) -> None:
+    """Draw phases and load balance."""
+    importlib.import_module("etalumis.report.balance").run(config)
 
 
 def event(config: Config) -> None:
@@ -248,7 +254,7 @@ def demo(config: Config) -> None:
 
 RUN: dict[str, Callable[[Config], None]] = {
     verb.__name__: verb
-    for verb in (simulate, sort, inspect, validate, train, event, infer, report, calibrate, serve, demo)
+    for verb in (simulate, sort, inspect, validate, train, balance, event, infer, report, calibrate, serve, demo)
 }
 
 
@@ -259,17 +265,6 @@ def use_threads(threads: int | None) -> None:
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
-
-
-def is_for_users(error: Exception) -> bool:
-    """Whether an error was written for users, by our own code or by Hydra; all others are bugs and show where."""
-    if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "etalumis"):
-        return True
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    raised_in = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
-    return raised_in.partition(".")[0] in _OURS and isinstance(error, _FOR_USERS)
 
 
 def text_of(error: Exception) -> str:

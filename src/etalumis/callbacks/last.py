@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from etalumis.callbacks.export import is_trial
-from etalumis.callbacks.requests import Paused, StopRequests, seconds_of
+from etalumis.callbacks.requests import TIME_LIMIT, Paused, StopRequests, reason_of, seconds_of
 from etalumis.datamodules.tracked import TrackedDataModule
 
 
@@ -59,16 +61,17 @@ class LastCheckpoint(Checkpoint):
         if loop._num_ready_batches_reached() or loop._should_check_val_fx(data):
             return  # more follows: a validation, the end of the epoch
         due = self._every is not None and time.monotonic() - self._saved >= self._every
-        if due or self.requests.reason:
+        due, request = self._agree(trainer, due)
+        if due or request:
             self._save(trainer)
-        self._leave(trainer)
+        self._leave(trainer, request)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         # Where max_steps or early stopping cut the epoch short, a longer training goes on in the middle of it.
         self._cut = not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
         self._save(trainer)
         self._cut = False
-        self._leave(trainer)
+        self._leave(trainer, self._agree(trainer)[1])
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._cut:
@@ -83,10 +86,19 @@ class LastCheckpoint(Checkpoint):
         self.requests.close()
 
     def _waiting(self, trainer: Trainer) -> None:
-        """No minibatch comes for a while: an iteration is not begun, or half of it is at hand and is done again."""
-        if self.requests.reason:
+        """No minibatch comes for a while: an iteration is not begun, or half of it is at hand and is done again.
+
+        With several ranks the others may be anywhere in theirs: they stop together, when the minibatch has come.
+        """
+        if self.requests.number and trainer.world_size == 1:
             self._save(trainer)
-            self._leave(trainer)
+            self._leave(trainer, self.requests.number)
+
+    def _agree(self, trainer: Trainer, due: bool = False) -> tuple[bool, int]:
+        """Whether to save and what is asked for, on any rank: each has its own clock, and not all hear a signal."""
+        asked = torch.tensor([int(due), self.requests.number])
+        due, request = trainer.strategy.reduce(asked, reduce_op="max").tolist()
+        return bool(due), request
 
     def _save(self, trainer: Trainer) -> None:
         if is_trial(trainer):
@@ -94,9 +106,9 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path)
         self._saved = time.monotonic()
 
-    def _leave(self, trainer: Trainer) -> None:
-        reason = self.requests.reason
-        if not reason or trainer.fit_loop.done:
+    def _leave(self, trainer: Trainer, request: int) -> None:
+        if not request or trainer.fit_loop.done:
             return
         where = "" if is_trial(trainer) else f", saved in {self.path}: the same command goes on"
-        raise Paused(f"stopped by {reason} after {trainer.global_step:,} steps{where}", self.requests.signal)
+        number = None if request == TIME_LIMIT else signal.Signals(request)
+        raise Paused(f"stopped by {reason_of(request)} after {trainer.global_step:,} steps{where}", number)

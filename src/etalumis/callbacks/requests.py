@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+TIME_LIMIT = 1  # a request that no signal here has the number of
 _UNITS = (1, 60, 60 * 60, 24 * 60 * 60)  # seconds to a second, minute, hour and day
 
 
@@ -28,6 +29,13 @@ class Paused(RuntimeError):  # noqa: N818  # nothing is wrong
         self.signal = number
 
 
+def reason_of(number: int) -> str:
+    """A request in words; see :attr:`StopRequests.number`."""
+    if number in (0, TIME_LIMIT):
+        return "the time limit" if number else ""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
 class StopRequests:
     """Notes that training is asked to stop, instead of stopping: whoever trains looks at :attr:`reason` in time.
 
@@ -44,11 +52,16 @@ class StopRequests:
         self.signal: signal.Signals | None = None
 
     @property
+    def number(self) -> int:
+        """What was asked for, for ranks to agree on by the largest: a signal's, ``TIME_LIMIT``, or 0 for going on."""
+        if self.signal is not None:
+            return int(self.signal)
+        return TIME_LIMIT if self._end is not None and time.monotonic() >= self._end else 0
+
+    @property
     def reason(self) -> str:
         """Why to stop; empty for going on."""
-        if self.signal is not None:
-            return "Ctrl-C" if self.signal is signal.SIGINT else self.signal.name
-        return "the time limit" if self._end is not None and time.monotonic() >= self._end else ""
+        return reason_of(self.number)
 
     def listen(self) -> None:
         """Take the signals over; in another than the main thread none arrive."""

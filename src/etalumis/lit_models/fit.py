@@ -7,10 +7,12 @@ import logging
 import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
@@ -18,14 +20,18 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from etalumis.callbacks import Balance, Export, Paused, Position, is_trial
 from etalumis.conf.build import ConfigError, build
 from etalumis.datamodules.tracked import TrackedDataModule
+from etalumis.distributions import derived_seed
 from etalumis.lit_models.inference_network import TEST_LOSS, VALID_LOSS, LitInferenceNetwork, MakeOptimizer
+from etalumis.lit_models.job import job, share_of_cores
 from etalumis.lit_models.lock import locked
+from etalumis.lit_models.minibatch import with_minibatch
 from etalumis.lit_models.plugins import CheckpointFiles, DoubleMinibatches
 from etalumis.lit_models.resume import check_checkpoint, clear, find_checkpoint
 from etalumis.lit_models.start import start
 from etalumis.networks import ProposalError, checkpoint
 from etalumis.optim import scaled_lr
 from etalumis.storage.manifest import write_atomically
+from etalumis.strategies import RowStrategy
 
 # Said by Lightning about things that are meant.
 MEANT = (
@@ -57,29 +63,40 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     """
     output, trial = Path(config["output"]), bool(config["trainer"].get("fast_dev_run"))
     taken = f"another training is at work in {output}; wait for it, or give another output=..."
-    with nullcontext() if trial else locked(output / LOCK, taken):
-        return _fit(with_minibatch(config), output, trial)
+    try:
+        with job(config.get("strategy")) as strategy, ExitStack() as stack:
+            if not trial and (strategy is None or strategy.is_global_zero):
+                stack.enter_context(locked(output / LOCK, taken))
+            ranks = 1 if strategy is None else strategy.world_size
+            config = with_minibatch(config, ranks)
+            if strategy is not None:
+                config = among_ranks(config, share_of_cores(strategy.collective))
+            return _fit(config, output, trial, strategy)
+    except Paused as paused:
+        if paused.signal == signal.SIGINT:
+            raise KeyboardInterrupt(str(paused)) from None
+        raise
 
 
-def _fit(config: Mapping[str, Any], output: Path, trial: bool) -> LitInferenceNetwork:
+def _fit(config: Mapping[str, Any], output: Path, trial: bool, strategy: RowStrategy | None) -> LitInferenceNetwork:
     resume = None if trial else find_checkpoint(config["resume"], output)
     module, data = make_module(config, resume)
-    trainer = make_trainer(config, data.valid_order.traces > 0)
+    if strategy is not None:
+        torch.manual_seed(derived_seed(config["seed"], strategy.global_rank))  # equal weights, but not equal dropout
+    trainer = make_trainer(config, data.valid_order.traces > 0, strategy=strategy)
     if str(config["trainer"].get("precision")) in _DOUBLE:
         module.double()  # before a checkpoint is loaded into it, which Lightning does first
     if resume is not None:
         check_checkpoint(resume, module.network, config)
     elif not trial:
-        clear(output)
+        trainer.strategy.barrier()  # all have seen that there is nothing to go on from
+        if trainer.is_global_zero:
+            clear(output)
     with warnings.catch_warnings():
         for message in MEANT:
             warnings.filterwarnings("ignore", message)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-        except Paused as paused:
-            if paused.signal == signal.SIGINT:
-                raise KeyboardInterrupt(str(paused)) from None
-            raise
         except ProposalError as error:
             if not trial:
                 write_diverged(output / "result.json", trainer.global_step, error)
@@ -88,6 +105,7 @@ def _fit(config: Mapping[str, Any], output: Path, trial: bool) -> LitInferenceNe
             if trainer.interrupted:
                 raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
             raise
+        trainer.strategy.barrier()  # what rank 0 has left behind is there
         if not trial and data.test_traces:
             module.tested = _test(trainer, module, data, output)
     return module
@@ -136,26 +154,17 @@ def build_optimizer(group: Mapping[str, Any]) -> tuple[MakeOptimizer, Callable[[
     return build(settings), lambda lr, minibatch: scaled_lr(lr, rule, minibatch, reference)
 
 
-def with_minibatch(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with ``minibatch`` spelled out as ``data.batch_size`` times the minibatches accumulated.
+def among_ranks(config: Mapping[str, Any], cores: int) -> dict[str, Any]:
+    """The settings of one of several ranks that share a machine: what is left open becomes its share of it.
 
-    Raises:
-        ConfigError: one of these makes no sense, or they don't go together.
+    Args:
+        config: all settings.
+        cores: of this rank.
     """
-    size, data, trainer = config["minibatch"], config["data"], config["trainer"]
-    for name, count in (
-        ("trainer.accumulate_grad_batches", trainer["accumulate_grad_batches"]),
-        ("data.batch_size", data["batch_size"]),
-    ):
-        if type(count) is not int or count < 1:
-            raise ConfigError(f"{name}={count!r} must be a whole number of at least 1")
-    if size is None:
-        return dict(config)
-    if size < 1 or trainer["accumulate_grad_batches"] != 1:
-        raise ConfigError(f"minibatch={size} must be at least 1, and trainer.accumulate_grad_batches not given with it")
-    parts = -(-size // data["batch_size"])
-    data, trainer = data | {"batch_size": -(-size // parts)}, trainer | {"accumulate_grad_batches": parts}
-    return {**config, "data": data, "trainer": trainer, "minibatch": None}
+    if config["threads"] is None:
+        torch.set_num_threads(cores)
+    data = config["data"]
+    return {**config, "data": data | {"workers": int(cores > 1) if data["workers"] is None else data["workers"]}}
 
 
 def summary(module: LitInferenceNetwork) -> str:
@@ -186,13 +195,19 @@ def write_diverged(path: Path, steps: int, error: ProposalError) -> None:
     write_atomically(path, (json.dumps({"diverged": str(error), "steps": steps}, indent=2) + "\n").encode())
 
 
-def make_trainer(config: Mapping[str, Any], validation: bool, callbacks: Sequence[Callback] = ()) -> Trainer:
+def make_trainer(
+    config: Mapping[str, Any],
+    validation: bool,
+    callbacks: Sequence[Callback] = (),
+    strategy: RowStrategy | None = None,
+) -> Trainer:
     """Lightning's trainer with our callbacks.
 
     Args:
         config: all settings.
         validation: whether there are traces to validate with.
         callbacks: beside those of the settings.
+        strategy: of several ranks; None trains in this process alone.
 
     Raises:
         ConfigError: settings that it does not take, or with which training would be wrong.
@@ -214,14 +229,18 @@ def make_trainer(config: Mapping[str, Any], validation: bool, callbacks: Sequenc
         "logger": build_optional(config["logger"]) or False,
         "enable_progress_bar": False,  # callbacks.progress shows the whole training
     }
+    if strategy is None:  # said, because Lightning would start MPI to find out
+        plugins.append(LightningEnvironment())
+    else:
+        parts["strategy"] = strategy
     try:
         trainer: Trainer = build({**settings, **parts})
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     if trainer.num_devices != 1 or trainer.num_nodes != 1:
         raise ConfigError(
-            f"trainer.devices makes {trainer.num_devices} on {trainer.num_nodes} nodes: training on several ranks is "
-            "not there yet; take trainer.devices=1 and one node"
+            f"trainer.devices makes {trainer.num_devices} on {trainer.num_nodes} nodes: the ranks of a launcher train "
+            "with one device each; leave trainer.devices=1, and launch them: mpirun -n 4 etalumis train strategy=mpi"
         )
     return trainer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -36,12 +37,13 @@ class LitInferenceNetwork(LightningModule):
             accumulated, to the learning rate to begin with; None takes the optimiser's.
         missing: rows of addresses to append, where the network lacks them, when a checkpoint has been loaded.
 
-    An iteration's gradient is that of the mean over all its traces, however they are divided into minibatches.
+    An iteration's gradient is that of the mean over all its traces, however they are divided into minibatches and
+    ranks.
 
-    Logs ``loss/train`` and the learning rate; in validation ``loss/valid`` (mean over traces, whatever the sizes of
-    minibatches), ``loss/valid_known``, the same without draws of addresses that the network has no row for, which the
-    prior proposes, and the number of these, ``unknown_draws``. A test logs ``loss/test`` and ``loss/test_known``, the
-    same of other traces.
+    Logs ``loss/train``, the mean over an iteration's traces, and the learning rate; in validation ``loss/valid`` (mean
+    over traces, whatever the sizes of minibatches), ``loss/valid_known``, the same without draws of addresses that the
+    network has no row for, which the prior proposes, and the number of these, ``unknown_draws``. A test logs
+    ``loss/test`` and ``loss/test_known``, the same of other traces.
 
     Attributes:
         tested: what the test after a training logged; empty without one.
@@ -60,6 +62,7 @@ class LitInferenceNetwork(LightningModule):
         self.network = network
         self.accumulation = Accumulation()
         self._weight = 1.0
+        self._losses: list[tuple[Tensor, int]] = []  # of the iteration's minibatches, with their traces
         self._scale = scale
         self._missing = missing
         self._begin_schedule = False
@@ -74,15 +77,18 @@ class LitInferenceNetwork(LightningModule):
     def training_step(self, batch: TrainingBatch, number: int) -> Tensor | None:
         loss, _ = self.network.loss(batch)
         self._weight = self.accumulation.add(batch.num_traces)
-        self.log(TRAIN_LOSS, loss.detach(), batch_size=batch.num_traces, prog_bar=True)
-        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
-        return loss if loss.requires_grad else None  # where no draw of these traces has an address that is known
+        self._losses.append((loss.detach(), batch.num_traces))
+        if loss.requires_grad:
+            return loss
+        # No draw of these traces has an address that is known. Where there are other ranks, their traces may have some.
+        return loss + loss.new_zeros((), requires_grad=True) if self.trainer.world_size > 1 else None
 
     def on_load_checkpoint(self, state: dict[str, Any]) -> None:
         self._begin_schedule = not state.get("lr_schedulers")
 
     def on_train_start(self) -> None:
         self.accumulation.start()
+        self._losses.clear()
         if self._begin_schedule:  # gone on with from a training that had a constant learning rate
             for config in self.trainer.lr_scheduler_configs:
                 if isinstance(config.scheduler, Schedule):
@@ -93,8 +99,21 @@ class LitInferenceNetwork(LightningModule):
         """Backward pass of a minibatch, weighted by its traces; see :class:`etalumis.optim.Accumulation`."""
         super().backward(loss if self._weight == 1.0 else loss * self._weight, *args, **kwargs)
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
+    def finish_gradients(self, optimizer: Any) -> int:
+        """Make the gradient that of the mean over this rank's traces of the iteration; returns how many they are."""
+        traces = self.accumulation.traces
         self.accumulation.finish(getattr(optimizer, "optimizer", optimizer), self.trainer.accumulate_grad_batches)
+        return traces
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.finish_gradients(optimizer)  # which a strategy of many ranks has seen to already
+        losses, traces = zip(*self._losses, strict=True)
+        self._losses.clear()
+        weights = torch.tensor(traces, dtype=torch.float64)
+        sums = torch.stack([torch.stack(losses).double().cpu() @ weights, weights.sum()])
+        total, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        self.log(TRAIN_LOSS, total / count, batch_size=1, prog_bar=True)
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: TrainingBatch, number: int) -> None:
         if 0 <= self.trainer.max_steps <= self.trainer.global_step:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from etalumis.conf.build import ConfigError
-from etalumis.lit_models.fit import MEANT, build_optimizer, make_module, make_trainer, with_minibatch
+from etalumis.lit_models.fit import MEANT, build_optimizer, make_module, make_trainer
 from etalumis.lit_models.inference_network import LitInferenceNetwork
+from etalumis.lit_models.minibatch import with_minibatch
 from etalumis.lit_models.resume import find_checkpoint
 from etalumis.networks import InferenceNetwork, ProposalError, checkpoint
 from etalumis.report.training import draw_range_test
