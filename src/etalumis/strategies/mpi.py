@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from etalumis.storage.errors import DatasetError
-from etalumis.storage.ranks import Ranks
+from etalumis.storage.ranks import Ranks, launched_by_mpi
 from etalumis.strategies.collective import TIMEOUT_S, Collective, CollectiveError, Op
 
 _TYPES = {
@@ -149,18 +149,16 @@ def _as_bytes(tensor: Tensor) -> Any:
 
 def _of_job() -> Any:
     """All ranks of this job, as mpi4py's communicator."""
+    if launched_by_mpi() == 1 and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise CollectiveError(
+            f"{os.environ['WORLD_SIZE']} ranks were launched, but not by MPI: take mpirun or srun in place of "
+            "torchrun, or strategy=ddp_rows in place of strategy=mpi"
+        )
     try:
-        communicator = Ranks.of_job().communicator
+        ranks = Ranks.of_job()
         from mpi4py import MPI
     except DatasetError as error:
         raise CollectiveError(str(error)) from error
     except ImportError as error:
         raise CollectiveError("MPI needs mpi4py: pip install 'etalumis[mpi]'") from error
-    if communicator is None:
-        communicator = MPI.COMM_WORLD
-    if communicator.Get_size() == 1 and int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise CollectiveError(
-            f"{os.environ['WORLD_SIZE']} ranks were launched, but not by MPI: take mpirun or srun in place of "
-            "torchrun, or strategy=ddp_rows in place of strategy=mpi"
-        )
-    return communicator
+    return MPI.COMM_WORLD if ranks.communicator is None else ranks.communicator

@@ -18,6 +18,8 @@ from torch import Tensor
 from etalumis.strategies.collective import TIMEOUT_S, Collective, CollectiveError, Op
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+# Its name before torch 2.13.
+_ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _FIRST_PORT, _PORTS = 10_000, 22_000  # below those that systems give to outgoing connections
 
 
@@ -49,7 +51,8 @@ class Placement(NamedTuple):
         # Jobs on one machine, and steps of one job, must not meet.
         step = 31 * int(here.get("SLURM_JOB_ID", 0)) + int(here.get("SLURM_STEP_ID", 0))
         port = here.get("MASTER_PORT") or _FIRST_PORT + step % _PORTS
-        return cls(int(here["SLURM_PROCID"]), int(here["SLURM_NTASKS"]), f"tcp://{host}:{port}")
+        size = here.get("SLURM_STEP_NUM_TASKS") or here["SLURM_NTASKS"]
+        return cls(int(here["SLURM_PROCID"]), int(size), f"tcp://{host}:{port}")
 
 
 class TorchCollective(Collective):
@@ -91,7 +94,7 @@ class TorchCollective(Collective):
         if out is None:
             out = tensor.new_empty((self.world_size, *tensor.shape))
         mine, theirs = _as_bytes(tensor.detach().contiguous()), _as_bytes(out)
-        self._finish(lambda: dist.all_gather_into_tensor(theirs, mine, async_op=True), "an all-gather")
+        self._finish(lambda: _ALL_GATHER(theirs, mine, async_op=True), "an all-gather")
         return out
 
     def all_to_all(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:

@@ -1,0 +1,123 @@
+"""The exchange of gradients between ranks that real launchers start; tests/exchange_ranks.py says what holds there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from etalumis.strategies.collective import CollectiveError
+from etalumis.strategies.mpi import MPICollective
+from etalumis.strategies.torch_distributed import Placement, TorchCollective, first_host
+
+PROGRAM = Path(__file__).with_name("exchange_ranks.py")
+MPIRUN = Path(sys.executable).with_name("mpirun")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+LAUNCHERS = ("RANK", "WORLD_SIZE", "OMPI_", "PMI", "MPI_", "SLURM_", "MASTER_")
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)},
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=110)
+
+
+def assert_held(done: subprocess.CompletedProcess[str], ranks: int) -> None:
+    for rank in range(ranks):
+        assert f"rank {rank}: all checks held" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("ranks", "end"), [(2, "abort"), (4, "")])
+def test_over_mpi(ranks: int, end: str) -> None:
+    """The smaller job ends by one rank's abort while the other waits for it."""
+    pytest.importorskip("mpi4py", reason="pip install 'etalumis[mpi]'")
+    if not MPIRUN.exists():
+        pytest.skip("no mpirun beside the interpreter: pip install 'etalumis[mpi]'")
+    launcher = [str(MPIRUN), "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+    done = run(*launcher, sys.executable, str(PROGRAM), "mpi", end)
+    assert_held(done, ranks)
+    assert (done.returncode != 0) == ("rank 1 of 2: out of cheese" in done.stderr) == (end == "abort"), done.stderr
+
+
+def test_over_torch_distributed() -> None:
+    done = run(*TORCHRUN, "--nproc-per-node=2", str(PROGRAM), "gloo")
+    assert_held(done, 2)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that no launcher has written to."""
+    for name in os.environ:
+        if name.startswith(LAUNCHERS):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("launched", ["1", "2"])
+def test_mpi4py_that_is_missing(bare: pytest.MonkeyPatch, launched: str) -> None:
+    bare.setenv("OMPI_COMM_WORLD_SIZE", launched)
+    bare.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(CollectiveError, match=r"pip install 'etalumis\[mpi\]'"):
+        MPICollective()
+
+
+def test_mpi_under_torchrun(bare: pytest.MonkeyPatch) -> None:
+    bare.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CollectiveError, match="strategy=ddp_rows in place of strategy=mpi"):
+        MPICollective()
+
+
+def test_torch_distributed_without_a_launcher(bare: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CollectiveError, match="start the command with torchrun"):
+        TorchCollective()
+
+
+def test_ranks_that_do_not_come(bare: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
+        bare.setenv(name, value)
+    with pytest.raises(CollectiveError, match="rank 1 of 2 does not find the others at env://"):
+        TorchCollective("gloo", timeout=1.0)
+
+
+def test_slurm_tells_the_ranks(bare: pytest.MonkeyPatch) -> None:
+    job = {
+        "SLURM_PROCID": "5",
+        "SLURM_NTASKS": "16",
+        "SLURM_STEP_NUM_TASKS": "8",
+        "SLURM_JOB_NODELIST": "nid[00007-00010]",
+        "SLURM_JOB_ID": "1234567",
+    }
+    for name, value in job.items():
+        bare.setenv(name, value)
+    first = Placement.of_job()
+    assert (first.rank, first.world_size) == (5, 8)
+    assert first.address.startswith("tcp://nid00007:")
+    bare.setenv("SLURM_STEP_ID", "1")
+    second = Placement.of_job()
+    ports = [int(placement.address.rsplit(":", 1)[1]) for placement in (first, second)]
+    assert ports[0] != ports[1]
+    assert all(1024 < port < 32_768 for port in ports)
+    bare.setenv("MASTER_ADDR", "10.0.0.1")
+    bare.setenv("MASTER_PORT", "2345")
+    assert Placement.of_job().address == "tcp://10.0.0.1:2345"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("login1", "login1"),
+        ("login1,login2", "login1"),
+        ("node[017-020,033],login1", "node017"),
+        ("node[4,7-9]", "node4"),
+        ("rack1-node[02-03]-ib,rack2", "rack1-node02-ib"),
+        ("r[1-2]n[3-4]", "r1n3"),
+    ],
+)
+def test_the_first_of_slurms_hosts(hosts: str, first: str) -> None:
+    assert first_host(hosts) == first
