@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from etalumis.callbacks import phases
-from etalumis.callbacks.phases import PHASES, PhaseClock
+from etalumis.callbacks.phases import PHASES, WORK, PhaseClock
 
 
 class Balance(Callback):
@@ -21,7 +21,7 @@ class Balance(Callback):
     - ``phases/NAME_s``: seconds of each phase to an iteration, the mean over ranks;
     - ``ranks/NAME_s``: the same of each rank, as a tensor (ranks,), which ``etalumis balance`` draws;
     - with several ranks ``balance/actual_s`` and ``balance/best_s`` of an iteration, ``balance/imbalance``, the first
-      over the second less 1, and ``balance/imbalance_NAME`` of each phase: see :class:`.phases.Balance`.
+      over the second less 1, and ``balance/imbalance_NAME`` of each phase of work: see :class:`.phases.Balance`.
 
     Several ranks put their times together by one small collective. Validation does not count. Figures of the whole
     training, with those before it was gone on with, are attributes.
@@ -124,7 +124,7 @@ class Balance(Callback):
         if self._collective is not None:
             metrics |= {"balance/actual_s": found.actual, "balance/best_s": found.best}
             metrics |= {"balance/imbalance": found.imbalance}
-            metrics |= {f"balance/imbalance_{name}": found.imbalance_of(name) for name in PHASES}
+            metrics |= {f"balance/imbalance_{name}": found.imbalance_of(name) for name in WORK}
         if module is not None:  # for the progress
             module.log("throughput/traces_per_s", rate, prog_bar=True, logger=False, batch_size=1)
         step = trainer.global_step - 1  # as Lightning counts in logs

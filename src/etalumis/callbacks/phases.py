@@ -18,6 +18,7 @@ EXCHANGE = "exchange"  # of gradients, all ranks being there
 OPTIMISE = "optimise"  # clipping and the optimiser's step
 OTHER = "other"  # callbacks, logging
 PHASES = (READ, FORWARD, BACKWARD, WAITING, EXCHANGE, OPTIMISE, OTHER)
+WORK = tuple(phase for phase in PHASES if phase != WAITING)
 _NUMBER = {phase: number for number, phase in enumerate(PHASES)}
 
 
@@ -29,11 +30,12 @@ class PhaseClock:
 
     Args:
         device: where the network is trained.
+        now: what tells seconds where that is no GPU.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
         on_gpu = device.type == "cuda"
-        self._now: Callable[[], Any] = _event if on_gpu else time.perf_counter
+        self._now: Callable[[], Any] = _event if on_gpu else now
         self._between: Callable[[Any, Any], float] = _event_seconds if on_gpu else _seconds
         self._marks: list[tuple[int | None, Any]] = []
         self._closed: list[tuple[int, float, float]] = []  # marks up to the end of an iteration, seconds told

@@ -24,9 +24,10 @@ _COUNTS |= {"max_draws", "buckets", "mixing", "epoch_traces", "sample_traces"}
 _NUMBERS |= {"test_fraction", "limit"}
 _COUNTS |= {"extra_runs", "max_instances"}
 _NUMBERS |= {"defensive", "suffix_share", "dependants_share", "temper"}
+_COUNTS |= {"skip"}
 _SEVERAL = {"sweep", "fixed"}  # overrides, which have several values
 _OPEN = {"simulator", "observe"}  # what stands there is the user's
-_PLAIN = {"inspect": "dataset", "validate": "dataset"}  # what a word alone means
+_PLAIN = {"inspect": "dataset", "validate": "dataset", "balance": "log"}  # what a word alone means
 
 
 def compose(verb: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
@@ -35,7 +36,7 @@ def compose(verb: str, overrides: Sequence[str] = (), config_dir: str | Path | N
     Args:
         verb: names the file ``VERB.yaml``.
         overrides: Hydra's: ``key=value``, ``group=choice``, ``+new=value``, ``~key``; a folder alone for verbs that
-            read one dataset.
+            read one.
         config_dir: folder with config groups of the user's own.
 
     Raises:
