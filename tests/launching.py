@@ -33,10 +33,18 @@ def torchrun(ranks: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
 
 
-def run(words: Sequence[str | Path], code: int | None = 0, timeout: float = 90.0) -> str:
+def run(
+    words: Sequence[str | Path], code: int | None = 0, timeout: float = 90.0, cwd: str | Path | None = None
+) -> str:
     """What a command says; an exit code of None is any but 0."""
     done = subprocess.run(
-        [str(word) for word in words], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=timeout
+        [str(word) for word in words],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+        cwd=cwd,
     )
     said = done.stdout + done.stderr
     assert (done.returncode == code) if code is not None else done.returncode, said

@@ -277,7 +277,7 @@ def test_interrupted_training_goes_on_and_so_do_the_traces_kept(tmp_path: Path, 
 def test_the_network_grows_where_new_addresses_appear() -> None:
     network = train(online(RARE, seed=4))
     assert len(network.layout) == 2
-    data = online(RARE, seed=4, grow=False)
+    data = online(RARE, seed=4, unknown="prior")
     assert len(train(data).layout) == 1
     names = {row.address.family for row in network.layout.rows}
     assert names == {"Normal", "Uniform"}
@@ -297,7 +297,7 @@ def test_a_kept_dictionary_does_not_grow(tmp_path: Path) -> None:
         return fit(config)
 
     init = f"init={tmp_path / 'first' / 'network.pt'}"
-    assert len(trained("first", "data.grow=false").network.layout) == 1
+    assert len(trained("first", "data.unknown=prior").network.layout) == 1
     assert len(trained("grown", init).network.layout) == 2
     module = trained("kept", init, "freeze=[dictionary]")
     assert len(module.network.layout) == 1

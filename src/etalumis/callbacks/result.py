@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from etalumis.callbacks.balance import Balance
 from etalumis.callbacks.export import is_trial
-from etalumis.lit_models.inference_network import VALID_LOSS
+from etalumis.lit_models.inference_network import DISCARDED, VALID_LOSS
 from etalumis.networks import InferenceNetwork, banks_of
 from etalumis.storage.manifest import write_atomically
 
@@ -58,6 +58,8 @@ class Result(Callback):
         result: dict[str, Any] = {"steps": trainer.global_step, "parameters": count_parameters(network)}
         result["addresses"] = len(network.layout)
         result |= self._losses
+        if DISCARDED in trainer.callback_metrics:
+            result[DISCARDED] = int(trainer.callback_metrics[DISCARDED])
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by one of its connectors
             if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
                 result[f"best {callback.monitor}"] = float(callback.best_model_score)

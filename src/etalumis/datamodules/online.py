@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from etalumis.conf.build import ConfigError
 from etalumis.datamodules.loader import Loader
@@ -17,17 +19,18 @@ from etalumis.datamodules.simulation import Copy, SimulationLoader, Source
 from etalumis.datamodules.sources import Held, JoinedDatasets
 from etalumis.datamodules.split import limited
 from etalumis.datamodules.tracked import Resumed, TrackedDataModule
-from etalumis.execution import TraceBatch
+from etalumis.execution import Address, TraceBatch
 from etalumis.execution.cancellation import Cancellation
 from etalumis.execution.pool import cores
 from etalumis.networks import InferenceNetwork
-from etalumis.networks.layout import rows_of
+from etalumis.networks.layout import UNKNOWN, Row, rows_of, without_unknown
 from etalumis.networks.packing import TrainingBatch, pack
 from etalumis.storage import DatasetError
 from etalumis.storage.failures import FailurePolicy
 from etalumis.storage.merge import refuse_doubles, runs_of
 
 _APART = 1 << 40  # where the trace indices of validation begin: training never gets there
+_UNKNOWN = ("grow", "prior", "discard")
 _ENDLESS = 1 << 52  # chunks of a training of unknown length
 
 
@@ -37,7 +40,9 @@ class OnlineDataModule(TrackedDataModule):
     Processes execute the simulator in storage chunks, each from its number alone, so that a training is the same
     whatever their number. Trace i is trace i of ``etalumis simulate`` with the same simulator and seed. Minibatches
     are packed where the network is trained, because it may grow: traces with new addresses add rows to it, between
-    two steps; otherwise (``grow=False``) such draws count with their prior density.
+    two steps. All ranks add the rows that any of them has met, in the same order. Where the network may not grow, such
+    draws count with their prior density, or (``unknown="discard"``, as in the paper) the traces that have them are
+    left out.
 
     The traces come from the prior p, or, with ``inflation``, from the wider p̃. Weighted by p(x)/p̃(x), normalised in
     each minibatch, the loss is that of the prior, and proposals are trained for p(x | y); what is rare under the prior
@@ -56,7 +61,8 @@ class OnlineDataModule(TrackedDataModule):
         chunk_size: traces that a process executes at a time.
         sample_traces: of the run's beginning, from which the network learns its first addresses, the constants that
             standardise observations, and what it observes; they are trained with like all others.
-        grow: whether the network gains rows for new addresses.
+        unknown: what an address means that the network has no row for: ``"grow"``, it gets one; ``"prior"``, its draws
+            count with their prior density; ``"discard"``, traces with such draws are not trained with.
         tee: folder of a dataset that all traces are written to as well; with one rank only.
         workers: simulating processes; 0 simulates in the training process, None takes all cores but one.
         inflation: factor by which the priors of controlled draws are widened (:meth:`.Distribution.inflated`).
@@ -81,7 +87,7 @@ class OnlineDataModule(TrackedDataModule):
         batch_size: int = 256,
         chunk_size: int = 1024,
         sample_traces: int = 1024,
-        grow: bool = True,
+        unknown: str = "grow",
         tee: str | None = None,
         workers: int | None = None,
         inflation: float | None = None,
@@ -114,7 +120,10 @@ class OnlineDataModule(TrackedDataModule):
         self._parts = -(-chunk_size // batch_size)
         self._epoch_chunks = -(-epoch_traces // chunk_size)
         self._sample = TraceBatch.concatenate(list(self._made(range(-(-max(sample_traces, 1) // chunk_size)))))
-        self.grow = grow
+        if unknown not in _UNKNOWN:
+            raise ConfigError(f"data.unknown={unknown!r} is one of {', '.join(_UNKNOWN)}")
+        self.grow = unknown == "grow"
+        self.discarded = 0 if unknown == "discard" else None
         self._tee = tee
         self._cache_mb = cache_mb
         self._seed = seed
@@ -166,14 +175,18 @@ class OnlineDataModule(TrackedDataModule):
         self._minibatches = 0 if last else minibatches
 
     def state_dict(self) -> dict[str, Any]:
-        """The position; equal on all ranks."""
+        """The position; equal on all ranks, which make it together."""
         epoch, first, given = self._place
+        discarded = self.discarded
+        if discarded is not None and self._collective is not None:
+            discarded = int(self._collective.all_reduce(torch.tensor(discarded)))
         return {
             "epoch": epoch,
             "first_chunk": first,
             "given": given,
             "minibatches": self._minibatches,
             "world_size": self.world_size,
+            "discarded": discarded,
             "form": [self._chunk_size, self._parts, self._epoch_chunks],
         }
 
@@ -196,6 +209,8 @@ class OnlineDataModule(TrackedDataModule):
             left = max(self._epoch_chunks - -(-before // self._parts) * ranks, 0)
             done = max(self.epoch_length - -(-left // self.world_size) * self._parts, 0) if before else 0
         self._place = (epoch, first, given)
+        if self.discarded is not None and self.rank == 0:
+            self.discarded = state_dict["discarded"] or 0
         self.resumed = Resumed(ranks, before, done)
         self._minibatches = done
 
@@ -257,13 +272,24 @@ class OnlineDataModule(TrackedDataModule):
 
     def _prepare(self, traces: TraceBatch) -> TrainingBatch:
         if self.grow:
-            rows = rows_of(traces)
-            if any(self._layout.find(*row).row < 0 for row in rows):
-                assert self.trainer is not None
-                network = self.trainer.lightning_module.network
-                assert isinstance(network, InferenceNetwork)
-                network.grow(rows)
+            self._learn([row for row in rows_of(traces) if self._layout.find(*row).row == UNKNOWN])
+        elif self.discarded is not None:
+            left = without_unknown(traces, self._layout)
+            if len(left):  # else they count with their prior density
+                self.discarded += len(traces) - len(left)
+                traces = traces.select(left)
         return pack(traces, self._layout, seed=self._seed, weighted=self._weighted)
+
+    def _learn(self, rows: list[Row]) -> None:
+        """Let the network have rows that it lacks, and those that it lacks on other ranks."""
+        if self._collective is not None:
+            words = self._collective.all_gather_bytes(json.dumps(rows).encode() if rows else b"")
+            rows = [Row(Address(*address), count) for said in words if said for address, count in json.loads(said)]
+        if rows:
+            assert self.trainer is not None
+            network = self.trainer.lightning_module.network
+            assert isinstance(network, InferenceNetwork)
+            network.grow(rows)
 
     def _made(self, numbers: Sequence[int], from_prior: bool = False) -> Iterator[TraceBatch]:
         """Traces of some chunks, made in this process, or in another if they may hang."""

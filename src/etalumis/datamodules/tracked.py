@@ -13,6 +13,7 @@ from etalumis.execution import TraceBatch
 from etalumis.networks.layout import Layout, Row, rows_of
 from etalumis.networks.observed import met_observations
 from etalumis.storage.sites import Seen, join_observed, observed
+from etalumis.strategies import Collective
 
 
 class Resumed(NamedTuple):
@@ -52,22 +53,27 @@ class TrackedDataModule(LightningDataModule):
         resumed: where training was gone on with.
         valid_order: minibatches to validate with.
         grow: whether the network may gain rows while it is trained.
+        discarded: traces that were not trained with for their addresses, of all ranks up to where training was gone on
+            with, since then of this one; None where none ever is.
         waiting: called now and then while the next minibatch is not there, where that may take long; what it raises
             ends training, as for a request to stop.
     """
 
     valid_order: ValidationOrder
     grow = False
+    discarded: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.rank, self.world_size = 0, 1
+        self._collective: Collective | None = None
         self.resumed = Resumed()
         self.waiting: Callable[[], None] = lambda: None
 
     def setup(self, stage: str) -> None:
         if self.trainer is not None:
             self.deal_to(self.trainer.global_rank, self.trainer.world_size)
+            self._collective = getattr(self.trainer.strategy, "collective", None)
 
     def deal_to(self, rank: int, world_size: int) -> None:
         """Say which rank of how many reads; before any loader is made."""

@@ -19,6 +19,7 @@ KNOWN_LOSS = "loss/valid_known"
 TEST_LOSS = "loss/test"
 TEST_KNOWN_LOSS = "loss/test_known"
 UNKNOWN_DRAWS = "unknown_draws"
+DISCARDED = "discarded_traces"
 
 MakeOptimizer = Callable[[InferenceNetwork], Optimizer]
 MakeScheduler = Callable[..., Any]
@@ -43,7 +44,8 @@ class LitInferenceNetwork(LightningModule):
     Logs ``loss/train``, the mean over an iteration's traces, and the learning rate; in validation ``loss/valid`` (mean
     over traces, whatever the sizes of minibatches), ``loss/valid_known``, the same without draws of addresses that the
     network has no row for, which the prior proposes, and the number of these, ``unknown_draws``. A test logs
-    ``loss/test`` and ``loss/test_known``, the same of other traces.
+    ``loss/test`` and ``loss/test_known``, the same of other traces. Where traces are left out for their addresses,
+    ``discarded_traces`` says how many there were.
 
     Attributes:
         tested: what the test after a training logged; empty without one.
@@ -118,6 +120,12 @@ class LitInferenceNetwork(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: TrainingBatch, number: int) -> None:
         if 0 <= self.trainer.max_steps <= self.trainer.global_step:
             self.trainer.should_stop = True  # validates what is left, which the end by itself does not
+
+    def on_train_epoch_end(self) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by one of its connectors
+        discarded = getattr(data, "discarded", None)
+        if discarded is not None:
+            self.log(DISCARDED, float(discarded), reduce_fx="sum", sync_dist=True)
 
     def validation_step(self, batch: TrainingBatch, number: int) -> None:
         loss, info = self.network.loss(batch)

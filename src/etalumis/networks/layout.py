@@ -203,3 +203,14 @@ def rows_of(batch: TraceBatch) -> list[Row]:
     categories = category_counts(batch.distributions)[batch.distribution[draws]]
     pairs = np.unique(np.stack([batch.address[draws].astype(np.int64), categories], axis=1), axis=0)
     return [Row(batch.addresses[address], count) for address, count in pairs.tolist()]
+
+
+def without_unknown(batch: TraceBatch, layout: Layout) -> NDArray[np.int64]:
+    """Positions of the traces that have a row in the layout for each of their controlled draws."""
+    draws = batch.controlled_scalars()
+    categories = category_counts(batch.distributions)[batch.distribution[draws]]
+    known, which = layout.translate(batch.addresses, batch.address[draws], categories)
+    unknown = np.array([k.row == UNKNOWN for k in known], dtype=bool)[which]
+    left = np.ones(len(batch), dtype=bool)
+    left[batch.trace_of_draw[draws[unknown]]] = False
+    return np.flatnonzero(left)
