@@ -85,7 +85,7 @@ def _read(folder: Path) -> dict[str, Any]:
     events = EventAccumulator(str(log), size_guidance={"scalars": 0}).Reload()
     valid = events.Scalars(VALID_LOSS)
     return {
-        "steps": [e.step for e in valid],
+        "steps": [e.step + 1 for e in valid],  # logged with the number of the last step, counted from 0
         "losses": [e.value for e in valid],
         "traces_per_s": json.loads((folder / "result.json").read_text())["traces_per_s"],
     }
