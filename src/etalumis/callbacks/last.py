@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from etalumis.callbacks.export import is_trial
 from etalumis.callbacks.requests import TIME_LIMIT, Paused, StopRequests, reason_of, seconds_of
 from etalumis.datamodules.tracked import TrackedDataModule
+from etalumis.lit_models.plugins import CheckpointFiles
 
 
 class LastCheckpoint(Checkpoint):
@@ -54,6 +55,9 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, number: int
     ) -> None:
+        files = _files(trainer)
+        if files is not None:
+            files.check()
         loop, data = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
         if trainer.global_step == self._steps:
             return  # gradients of half an iteration
@@ -109,6 +113,14 @@ class LastCheckpoint(Checkpoint):
     def _leave(self, trainer: Trainer, request: int) -> None:
         if not request or trainer.fit_loop.done:
             return
+        files = _files(trainer)
+        if files is not None:
+            files.wait()
         where = "" if is_trial(trainer) else f", saved in {self.path}: the same command goes on"
         number = None if request == TIME_LIMIT else signal.Signals(request)
         raise Paused(f"stopped by {reason_of(request)} after {trainer.global_step:,} steps{where}", number)
+
+
+def _files(trainer: Trainer) -> CheckpointFiles | None:
+    files = trainer.strategy.checkpoint_io
+    return files if isinstance(files, CheckpointFiles) else None

@@ -26,7 +26,7 @@ from etalumis.lit_models.job import job, share_of_cores
 from etalumis.lit_models.lock import locked
 from etalumis.lit_models.minibatch import with_minibatch
 from etalumis.lit_models.plugins import CheckpointFiles, DoubleMinibatches
-from etalumis.lit_models.resume import check_checkpoint, clear, find_checkpoint
+from etalumis.lit_models.resume import check_checkpoint, clear, find_checkpoint, sweep
 from etalumis.lit_models.start import start
 from etalumis.networks import ProposalError, checkpoint
 from etalumis.optim import scaled_lr
@@ -67,6 +67,7 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
         with job(config.get("strategy")) as strategy, ExitStack() as stack:
             if not trial and (strategy is None or strategy.is_global_zero):
                 stack.enter_context(locked(output / LOCK, taken))
+                sweep(output)
             ranks = 1 if strategy is None else strategy.world_size
             config = with_minibatch(config, ranks)
             if strategy is not None:
@@ -220,7 +221,7 @@ def make_trainer(
         )
     if settings.get("max_time") is not None:
         raise ConfigError("trainer.max_time stops without saving where it is; give time_limit=DD:HH:MM:SS")
-    plugins: list[Any] = [CheckpointFiles()]
+    plugins: list[Any] = [CheckpointFiles(config["checkpoint_background"])]
     if str(settings.get("precision")) in _DOUBLE:
         plugins, settings = [*plugins, DoubleMinibatches()], {**settings, "precision": None}
     parts = {

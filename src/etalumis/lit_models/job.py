@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -19,6 +20,7 @@ from etalumis.execution.pool import cores
 from etalumis.strategies import Collective, RowStrategy, launched_ranks
 
 _PATIENCE_S = 1.0  # an error that all ranks have is said by rank 0
+_FIRST_PATIENCE_S = 5.0  # before the first step most are, and ranks may be far apart
 
 
 @contextmanager
@@ -45,27 +47,51 @@ def job(settings: Mapping[str, Any] | None) -> Iterator[RowStrategy | None]:
         return
     strategy: RowStrategy = build(settings)
     collective = strategy.collective
+    paused: Paused | None = None
     try:
-        yield strategy
+        try:
+            yield strategy
+        except Paused as pause:
+            paused = pause
         collective.barrier()
-    except Paused as paused:
-        collective.barrier()
-        if not strategy.is_global_zero:
-            raise SystemExit(paused.exit_code) from None
-        raise
     except BaseException as error:
-        end(collective, error)
+        end(collective, error, _PATIENCE_S if strategy.exchanged else _FIRST_PATIENCE_S)
         raise
     finally:
         collective.close()
+    if paused is None:
+        return
+    if not strategy.is_global_zero:
+        time.sleep(_PATIENCE_S)  # launchers end all ranks when one leaves with an error code: rank 0 speaks first
+        raise SystemExit(128 + signal.SIGINT if paused.signal == signal.SIGINT else paused.exit_code)
+    raise paused
 
 
-def end(collective: Collective, error: BaseException) -> None:
-    """End the job because of an error on this rank; returns where there are no other ranks."""
+def alone(what: str) -> None:
+    """Refuse several ranks for what one process does.
+
+    Raises:
+        ConfigError: several were launched.
+    """
+    if launched_ranks() > 1:
+        raise ConfigError(
+            f"{what} runs in one process, and {launched_ranks()} ranks were launched: start it without mpirun, srun "
+            "and torchrun"
+        )
+
+
+def end(collective: Collective, error: BaseException, patience: float = _PATIENCE_S) -> None:
+    """End the job because of an error on this rank; returns where there are no other ranks.
+
+    Args:
+        collective: the ranks.
+        error: what went wrong.
+        patience: seconds that ranks but the first wait for it to say the same.
+    """
     if collective.world_size == 1:
         return
     if collective.rank:
-        time.sleep(_PATIENCE_S)
+        time.sleep(patience)
     if isinstance(error, Exception) and shows_traceback(error, sys.argv):  # nothing is said after the end
         traceback.print_exception(error)
     collective.abort(str(error) or type(error).__name__)

@@ -11,6 +11,7 @@ from etalumis.networks import CheckpointError, InferenceNetwork, checkpoint
 
 AUTO = "auto"
 _WRITTEN = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "network.pt", "result.json", "logs/events.out.*")
+_BEGUN = ("checkpoints/.*.ckpt.*.tmp", ".network.pt.*.tmp")  # see etalumis.networks.checkpoint.write
 _NOT_WEIGHTS = ("config.seed",)  # settings that a checkpoint makes meaningless
 _SAME = ("seed", "data.train", "data.valid")  # what makes it the same training for resume=auto
 
@@ -86,6 +87,13 @@ def check_checkpoint(path: Path, network: InferenceNetwork, config: Mapping[str,
 def clear(output: Path) -> None:
     """Delete what an earlier training left in a folder, so that nothing of it is taken for the new one's."""
     for pattern in _WRITTEN:
+        for path in output.glob(pattern):
+            path.unlink()
+
+
+def sweep(output: Path) -> None:
+    """Delete the beginnings of files that a process left which was killed while it wrote them."""
+    for pattern in _BEGUN:
         for path in output.glob(pattern):
             path.unlink()
 

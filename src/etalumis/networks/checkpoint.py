@@ -38,16 +38,27 @@ def save(path: str | os.PathLike[str], network: InferenceNetwork, extra: Mapping
 
 
 def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write tensors and plain containers; the file appears complete or stays as it was, whatever happens."""
+    """Write tensors and plain containers; the file appears complete or stays as it was, whatever happens.
+
+    Raises:
+        CheckpointError: the file can't be written.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
+    except (OSError, RuntimeError) as error:
+        # What torch says after an error of the system is only that its file has not the length that it should have.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointError(
+            f"{target} can't be written: {cause}. If the disk is full, free some space; a file that was there before "
+            "is whole"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

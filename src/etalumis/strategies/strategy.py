@@ -75,6 +75,9 @@ class RowStrategy(ParallelStrategy):
         super().setup(trainer)
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        # Lightning asks for SIGTERM before each minibatch, where there is a process group of torch's, by waiting that
+        # hears neither signals nor our timeout; see callbacks.last for what is done instead.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         (optimizer,) = self.optimizers
         assert isinstance(optimizer, RowOptimizer)
         assert self.lightning_module is not None
@@ -176,6 +179,10 @@ def share_parameters(collective: Collective, module: LightningModule) -> None:
     """Give all ranks the parameters and buffers of rank 0."""
     for tensor in [*module.parameters(), *module.buffers()]:
         tensor.copy_(collective.broadcast(tensor.contiguous()))
+
+
+def _nothing() -> None:
+    pass
 
 
 def _reduction(op: Any) -> Op | Literal["mean"]:

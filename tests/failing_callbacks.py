@@ -1,0 +1,63 @@
+"""Callbacks that let a rank fail, for trainings that are started as programs in this folder; and one that looks on."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class At(Callback):
+    """Something happens to one rank, at a moment of its training.
+
+    Args:
+        rank: to which one; -1 for all.
+        what: a signal's name, or ``error``, or ``loader``, which kills a process that reads data.
+        step: the minibatch, counted from 1 in this process.
+        moment: ``train`` or ``validation``.
+        note: file in which to write down when it happened (``time.time``).
+    """
+
+    def __init__(self, rank: int, what: str, step: int = 3, moment: str = "train", note: str | None = None) -> None:
+        self._rank, self._what, self._left, self._moment, self._note = rank, what, step, moment, note
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, number: int) -> None:
+        self._count(trainer, "train")
+
+    def on_validation_batch_start(self, trainer: Trainer, module: LightningModule, *rest: Any) -> None:
+        self._count(trainer, "validation")
+
+    def _count(self, trainer: Trainer, moment: str) -> None:
+        if moment != self._moment or self._rank not in (-1, trainer.global_rank):
+            return
+        self._left -= 1
+        if self._left:
+            return
+        if self._note:
+            Path(self._note).write_text(str(time.time()))
+        if self._what == "error":
+            raise ValueError("something is wrong here")
+        if self._what == "loader":
+            (worker, *_) = trainer.fit_loop._data_fetcher.combined_loader._iterator.iterators[0]._workers
+            os.kill(worker.pid, signal.SIGKILL)
+        else:
+            os.kill(os.getpid(), signal.Signals[self._what])
+
+
+class Met(Callback):
+    """Writes down which traces a rank trains with, by the values of their draws (one a trace), for finished steps."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._values: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, number: int) -> None:
+        self._values += torch.cat([group.columns["z"] for group in batch.groups]).flatten().tolist()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *rest: Any) -> None:
+        with Path(f"{self._path}.{trainer.global_rank}").open("a", encoding="utf-8") as file:
+            file.writelines(f"{trainer.current_epoch} {value!r}\n" for value in self._values)
+        self._values = []
