@@ -47,6 +47,8 @@ def job(settings: Mapping[str, Any] | None) -> Iterator[RowStrategy | None]:
         return
     strategy: RowStrategy = build(settings)
     collective = strategy.collective
+    if collective.world_size == 1:
+        sys.stderr.write("train: on one rank; a launcher starts more, as mpirun -n 4 or torchrun --nproc-per-node 4\n")
     paused: Paused | None = None
     try:
         try:
