@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 
@@ -18,6 +19,7 @@ from etalumis.conf.compose import compose, plain
 from etalumis.report import Event, Sample
 from etalumis.report.summary import summarise
 from etalumis.report.verdict import Check, judge
+from launching import mpirun, needs_mpi, run
 
 TINY = (
     "simulator.detector.shape=[4,6,6]",
@@ -64,6 +66,21 @@ def test_a_finished_demo_is_not_run_again(finished: Path, capsys: pytest.Capture
     said = capsys.readouterr().out
     for word in ("Quality and cost", "Agreement", "Does it stand?", "IC", "RMH", "posterior.png"):
         assert word in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_demo_on_two_ranks(tmp_path: Path) -> None:
+    """All ranks simulate and train, rank 0 does the rest: each step once, and it alone speaks."""
+    needs_mpi()
+    words = ["-m", "etalumis", "demo", f"output={tmp_path / 'd'}", *TINY, "demo.num_traces=400"]
+    said = run([*mpirun(2), *words], timeout=200.0)
+    for text in ("1/6", "6/6", "Does it stand?", "d/train: 400 traces", "posterior.png"):
+        assert said.count(text) == 1, text
+    assert {path.name for path in (tmp_path / "d").glob("post_*")} == {"post_ic", "post_is", "post_rmh"}
+    state = torch.load(tmp_path / "d" / "network" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["TracesDataModule"]["world_size"] == 2
+    assert state["global_step"] == 2, "ranks share the minibatches of 256 that one process takes"
 
 
 def test_other_settings_need_another_folder(finished: Path) -> None:

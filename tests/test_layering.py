@@ -92,7 +92,7 @@ def violations(path: Path, source: str | None = None) -> list[str]:
 
 def rooms() -> list[str]:
     entries = (path for path in SOURCE.iterdir() if path.suffix == ".py" or path.is_dir())
-    names = {path.stem for path in entries} - {"__init__", "__pycache__"}
+    names = {path.stem for path in entries} - {"__init__", "__main__", "__pycache__"}
     return sorted(names, key=lambda name: (RANK.get(name, -1), name))
 
 

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ VERBS = {
     "demo": "all of it: simulate, train, infer by several engines, report",
 }
 _HELP = {"-h", "--help"}
+_PATIENCE_S = 1.0  # an error that all ranks of a job have is said by the first, whose end ends them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if launched_rank():
+            time.sleep(_PATIENCE_S)
         if shows_traceback(error, words):
             traceback.print_exc()
         else:
@@ -81,8 +85,10 @@ def run(verb: str, words: Sequence[str]) -> None:
     if "--multirun" in options and verb != "train":
         raise ValueError(f"--multirun is for etalumis train, not for {verb}")
     if verb == "train" and wants_search(options, overrides) and "--cfg" not in options:
+        from etalumis.lit_models.job import alone
         from etalumis.lit_models.search import search
 
+        alone("a search")
         print(search(overrides, options.get("--config-dir")))
         return
     config = compose(verb, overrides, options.get("--config-dir"))
@@ -168,8 +174,10 @@ def train(config: Config) -> None:
     """Train a network, or find a learning rate for that."""
     use_threads(config["threads"])
     if config.get("tune"):
+        from etalumis.lit_models.job import alone
         from etalumis.lit_models.lr_finder import tune
 
+        alone("a range test")
         print(tune(config))
         return
     from etalumis.lit_models.fit import fit, summary
@@ -284,8 +292,16 @@ def say_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning in one line."""
-    print(f"warning: {message}", file=sys.stderr)
+    """A warning in one line; of a job of several ranks the first one's."""
+    if not launched_rank():
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def launched_rank() -> int:
+    """Which rank of a job this process is; 0 where it is alone."""
+    from etalumis.storage.ranks import launched_rank as rank
+
+    return rank()
 
 
 if __name__ == "__main__":

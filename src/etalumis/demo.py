@@ -2,7 +2,8 @@
 
 Each step writes its result whole into the output folder and is skipped where that exists, so an interrupted demo
 goes on where it stopped. Markov chains need the simulator only: they run in the background while the network
-trains, at low priority, and take the core that training leaves.
+trains, at low priority, and take the core that training leaves. Under ``mpirun`` all ranks simulate and train together;
+rank 0 does the rest, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from etalumis.report.summary import Summary
 from etalumis.report.verdict import judge, verdict_grid
 from etalumis.storage import Dataset
 from etalumis.storage.manifest import write_atomically
+from etalumis.storage.ranks import Ranks
 
 Config = Mapping[str, Any]
 
@@ -52,23 +54,41 @@ class DemoError(RuntimeError):
     """The demo can't go on."""
 
 
-def run(config: Config) -> Summary:
+def run(config: Config) -> Summary | None:
     """Run every step that is not done, and print the tables and whether the result stands.
 
     Args:
         config: what ``conf/demo.yaml`` describes.
 
+    Returns:
+        What came out; None on ranks other than 0.
+
     Raises:
         DemoError: the output folder holds a demo of other settings, or a background process failed.
+        DatasetError: several ranks were launched, and mpi4py is missing or does not see them.
         KeyboardInterrupt: on Ctrl-C; says how to go on.
     """
+    ranks = Ranks.of_job()
     try:
-        return _steps(config)
+        with simulation.one_for_all(ranks):
+            summary: Summary | None = None
+            if ranks.rank == 0:
+                summary = _steps(config, ranks)
+            else:
+                _join(config, ranks)
+            ranks.meet()
+            return summary
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on where it stopped") from None
 
 
-def _steps(config: Config) -> Summary:
+def _join(config: Config, ranks: Ranks) -> None:
+    """What other ranks than 0 do of the steps."""
+    simulate_both(config, ranks)
+    train(config, ranks)
+
+
+def _steps(config: Config, ranks: Ranks) -> Summary:
     started = time.monotonic()
     folder, sizes = Path(config["output"]), config["demo"]
     console = Console() if sys.stdout.isatty() else Console(width=100)
@@ -79,12 +99,11 @@ def _steps(config: Config) -> Summary:
         console.rule(f"[bold]{number}/6[/bold]  {text}  [dim]{time.monotonic() - started:.0f} s[/dim]", align="left")
 
     step(1, f"simulate {sizes['num_traces']:,} decays to learn from")
-    simulate(config, "train", sizes["num_traces"], seed=config["seed"])
-    simulate(config, "valid", sizes["valid_traces"], seed=config["seed"] + 1)
+    simulate_both(config, ranks)
     event = held_out_event(model, sizes["event"], folder / "event.npz")
     with markov_chains(config, folder) as chains:
         step(2, "train the network (Markov chains run beside it)")
-        train(config)
+        train(config, ranks)
         step(3, f"infer by inference compilation: {sizes['ic']['num_traces']:,} executions")
         infer_ic(config, model, event, folder)
         step(4, "infer by importance sampling: weigh the stored traces")
@@ -114,6 +133,14 @@ def remember(config: Config, folder: Path) -> None:
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
+def simulate_both(config: Config, ranks: Ranks) -> None:
+    """What the network learns from and is validated with. The ranks are the workers where there are enough of them."""
+    each = config["workers"] // ranks.size
+    shared = config if ranks.size == 1 else {**config, "workers": each if each > 1 else 0}
+    simulate(shared, "train", config["demo"]["num_traces"], seed=config["seed"])
+    simulate(shared, "valid", config["demo"]["valid_traces"], seed=config["seed"] + 1)
+
+
 def simulate(config: Config, name: str, num_traces: int, seed: int) -> None:
     """A dataset below the output folder, as ``etalumis simulate`` makes it."""
     folder = Path(config["output"]) / name
@@ -140,18 +167,21 @@ def held_out_event(model: Simulator, rule: Config, path: Path) -> Event:
     )
 
 
-def train(config: Config) -> None:
-    """A network below the output folder, as ``etalumis train`` makes it."""
+def train(config: Config, ranks: Ranks | None = None) -> None:
+    """A network below the output folder, as ``etalumis train`` makes it; several ranks share the minibatches of one."""
     from etalumis.lit_models.fit import fit
 
+    ranks = ranks or Ranks()
     folder = Path(config["output"])
     output = folder / "network"
-    if (output / "network.pt").exists():
+    ranks.meet()
+    done, begun = ranks.share(((output / "network.pt").exists(), (output / "checkpoints" / "last.ckpt").exists()))
+    if done:
         return
-    resume = (output / "checkpoints" / "last.ckpt").exists()
     settings = [f"output={output}", f"data.train={folder / 'train'}", f"data.valid={folder / 'valid'}"]
-    settings += [f"resume={str(resume).lower()}", f"seed={config['seed']}", *config["demo"]["train"]]
-    fit(plain(compose("train", settings)))
+    settings += [f"resume={str(begun).lower()}", f"seed={config['seed']}"]
+    settings += ["strategy=mpi", "minibatch=${data.batch_size}"] if ranks.size > 1 else []
+    fit(plain(compose("train", [*settings, *config["demo"]["train"]])))
 
 
 def infer_ic(config: Config, model: Simulator, event: Event, folder: Path) -> None:
@@ -272,6 +302,25 @@ class Background:
             self._process.join()
 
 
+def chains_engine(config: Config, folder: Path | None = None) -> RMH:
+    """Metropolis–Hastings as the demo runs it; with a folder its chains are kept there, and can go on."""
+    settings = config["demo"]["rmh"]
+    return RMH(
+        chains=settings["chains"],
+        burn_in=settings["burn_in"],
+        thinning=settings["thinning"],
+        branch_share=settings["branch_share"],
+        folder=folder,
+        workers=config["workers"],
+    )
+
+
+def kept_states(settings: Config, steps: int) -> int:
+    """How many states all chains keep of so many steps each."""
+    kept: int = settings["chains"] * (steps - settings["burn_in"]) // settings["thinning"]
+    return kept
+
+
 @contextmanager
 def markov_chains(config: Config, folder: Path) -> Iterator[Background]:
     """Markov chains that run while the body does something else."""
@@ -288,17 +337,14 @@ def _run_chains(done: Synchronized[int], config: Config, folder: Path) -> None:
     os.nice(_LOWER_PRIORITY)
     settings = config["demo"]["rmh"]
 
+    parent = os.getppid()
+
     def tell(amount: int, note: str) -> None:
+        if os.getppid() != parent:
+            raise SystemExit("the demo has ended")  # killed, as by the end of a job of several ranks
         done.value += amount
 
-    engine = RMH(
-        chains=settings["chains"],
-        burn_in=settings["burn_in"],
-        thinning=settings["thinning"],
-        branch_share=settings["branch_share"],
-        workers=config["workers"],
-    )
-    kept = settings["chains"] * (settings["steps"] - settings["burn_in"]) // settings["thinning"]
+    engine, kept = chains_engine(config), kept_states(settings, settings["steps"])
     observe = Event.load(folder / "event.npz").observe
     model, before = build_model(config["simulator"]), core_seconds()
     posterior = engine.run(model, observe, kept, config["seed"] + 3, tell)

@@ -87,11 +87,14 @@ def run(config: Mapping[str, Any]) -> Dataset:
 
 @contextmanager
 def one_for_all(ranks: Ranks) -> Iterator[None]:
-    """An error on one rank ends the job, where the others would wait for it for ever; what is on disk stays."""
+    """An error on one rank ends the job, where the others would wait for it for ever; what is on disk stays.
+
+    What has an exit code of its own is no error: all ranks leave by it together.
+    """
     try:
         yield
     except BaseException as error:
-        if ranks.size > 1:
+        if ranks.size > 1 and not (isinstance(error, SystemExit) or hasattr(error, "exit_code")):
             if isinstance(error, RankError):
                 time.sleep(_PATIENCE_S)  # the rank that failed says why, and ends the job
             if wants_traceback(sys.argv):  # nothing is said after the end

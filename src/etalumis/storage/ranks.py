@@ -13,6 +13,7 @@ from typing import Any
 from etalumis.storage.errors import DatasetError
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "RANK")  # the last one is torchrun's
 _PROGRESS = 1  # tag of messages
 _PAUSE_S = 0.02  # MPI itself waits at full load
 
@@ -20,6 +21,11 @@ _PAUSE_S = 0.02  # MPI itself waits at full load
 def launched_by_mpi() -> int:
     """How many ranks the launcher of this process says it started; 1 where none did."""
     return max(int(os.environ.get(name) or 1) for name in _SIZES)
+
+
+def launched_rank() -> int:
+    """Which of them this process is, as far as its environment tells before the ranks have met; 0 where it is alone."""
+    return next((int(os.environ[name]) for name in _RANKS if os.environ.get(name)), 0)
 
 
 class RankError(DatasetError):
