@@ -269,7 +269,7 @@ def test_neither_batches_nor_blocks_nor_workers_change_the_weights(monkeypatch: 
     expected = weights()
     assert weights(batch_size=7) == expected
     assert weights(workers=2) == expected
-    monkeypatch.setattr("etalumis.inference.compilation.HELD", 17)
+    monkeypatch.setattr("etalumis.inference.network_runs.HELD", 17)
     assert weights() == expected
 
 

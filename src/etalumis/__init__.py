@@ -27,14 +27,25 @@ from etalumis.execution import (
 )
 
 if TYPE_CHECKING:
-    from etalumis.inference import IC, LMH, RMH, ImportanceSampling, Posterior, calibrate, posterior, posteriors, prior
+    from etalumis.inference import (
+        IC,
+        LMH,
+        RMH,
+        ImportanceSampling,
+        Posterior,
+        Refine,
+        calibrate,
+        posterior,
+        posteriors,
+        prior,
+    )
     from etalumis.ppx.remote import RemoteModel
     from etalumis.ppx.serve import serve
 
 __version__ = "0.1.0"
 
 _INFERENCE = frozenset(
-    {"IC", "LMH", "RMH", "ImportanceSampling", "Posterior", "posterior", "posteriors", "prior", "calibrate"}
+    {"IC", "LMH", "RMH", "ImportanceSampling", "Posterior", "Refine", "posterior", "posteriors", "prior", "calibrate"}
 )
 _PPX = {"RemoteModel": "remote", "serve": "serve"}
 
@@ -50,6 +61,7 @@ __all__ = [
     "ModelError",
     "ObservationError",
     "Posterior",
+    "Refine",
     "RemoteModel",
     "Trace",
     "TraceBatch",

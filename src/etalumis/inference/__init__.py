@@ -8,6 +8,7 @@ from etalumis.inference.errors import InferenceError
 from etalumis.inference.importance import ImportanceSampling
 from etalumis.inference.metropolis import LMH, RMH
 from etalumis.inference.posterior import Posterior
+from etalumis.inference.refinement import Refine
 
 __all__ = [
     "IC",
@@ -19,6 +20,7 @@ __all__ = [
     "InferenceError",
     "NetworkMoves",
     "Posterior",
+    "Refine",
     "calibrate",
     "posterior",
     "posteriors",

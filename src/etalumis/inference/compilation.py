@@ -8,51 +8,27 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
-from etalumis.execution import FAILED, Address, Job, Observations, Proposer, Simulator, Trace, TraceBatch, run_jobs
-from etalumis.execution.model import as_observations, met_names
+from etalumis.distributions import derived_seed
+from etalumis.execution import Address, Observations, Proposer, Simulator
+from etalumis.execution.model import as_observations
 from etalumis.inference.capped import Capped
-from etalumis.inference.defensive import Defensive, mixed
 from etalumis.inference.engine import DEFAULT_TRACES, finish
-from etalumis.inference.executions import HELD, in_blocks, join
 from etalumis.inference.loops import Pattern
 from etalumis.inference.moves import Proposed
+from etalumis.inference.network_runs import Network, Outcome, Plan, check_used, execute, weighted_traces
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
-from etalumis.inference.rejection import REJECTIONS, Corrector, Counts, Rejection, rejection_advice
-from etalumis.inference.workers import Report, run_tasks
+from etalumis.inference.refinement import Refine, refine, summary
+from etalumis.inference.rejection import REJECTIONS, Counts, Rejection, rejection_advice
 
+_EVENT = 0x65766E  # "evn": seeds of events that are inferred one after the other
 _MANY_UNKNOWN = 0.1  # share of controlled draws at unknown addresses that is worth a warning
-
-
-class CountingProposer(Proposer, Protocol):
-    """A network's proposals, and what it left to the prior.
-
-    Attributes:
-        proposed: draws that the network answered.
-        unknown: how often each address was met that the network does not know.
-        beyond: draws left to the prior because their trace was too long.
-    """
-
-    proposed: int
-    beyond: int
-
-    @property
-    def unknown(self) -> Mapping[Address, int]: ...
-
-
-class Network(Protocol):
-    """What is asked of a trained network."""
-
-    def proposer(self) -> CountingProposer:
-        """Proposals for executions in lock-step, none of which has begun."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -76,6 +52,8 @@ class IC:
             expression has a group ``(?P<last>…)``, behind a draw that matches this group. Between two visits to a loop
             there must be a draw at another address.
         max_instances: propose only at so many instances of an address, and leave later ones to the prior.
+        refine: fit a copy of the network to the observation first, by its own weighted traces: where the network is
+            poor there, or few weights carry the result; see :mod:`.refinement`. Weights stay exact.
     """
 
     checkpoint: str | Path | Network
@@ -87,6 +65,7 @@ class IC:
     extra_runs: int = 10
     loops: Mapping[str, str] = field(default_factory=dict)
     max_instances: int | None = None
+    refine: Refine | None = None
 
     def __post_init__(self) -> None:
         if self.rejection not in REJECTIONS:
@@ -104,6 +83,8 @@ class IC:
                 f"a defensive share needs the exact density of a trace, which rejection={self.rejection!r} does not "
                 'have: use defensive=0.0, or rejection="exact"'
             )
+        if self._refines and self.rejection != "exact":
+            raise ValueError(f'refining needs exact densities: use rejection="exact" instead of {self.rejection!r}')
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
         if not 0.0 <= self.defensive < 1.0:
@@ -135,6 +116,8 @@ class IC:
             raise ValueError(f'chains need exact densities: use rejection="exact" instead of {self.rejection!r}')
         if self.defensive:
             raise ValueError("a defensive share bounds importance weights, and a chain has none; leave it out")
+        if self._refines:
+            raise ValueError("chains take a network as it is: refine with keep=FILE first, and give that file to IC")
         if not 0.0 < share <= 1.0 or not 0.0 <= whole <= 1.0:
             raise ValueError(f"share and whole are shares of moves; got {share} and {whole}")
         return NetworkMoves(self, share, whole)
@@ -165,19 +148,50 @@ class IC:
     ) -> list[Posterior]:
         """A posterior for each of many observations, with ``num_traces`` each, by one network in one run.
 
-        Event e takes the random numbers of the traces e · num_traces and following.
+        Event e takes the random numbers of the traces e · num_traces and following. Networks to be refined are so for
+        each event alone, one after the other, with seeds of their own.
         """
         count = DEFAULT_TRACES if num_traces is None else num_traces
         if count < 1:
             raise ValueError(f"num_traces must be at least 1; got {count}")
-        plan = _Plan(self, model, [as_observations(observe) for observe in events], count, seed)
-        total = count * len(events)
-        shards = np.linspace(0, total, min(self.workers, total) + 1).astype(int).tolist()
-        tasks = [range(first, last) for first, last in pairwise(shards)]
+        observations = [as_observations(observe) for observe in events]
+        if not self._refines:
+            return self._run(model, observations, count, seed, progress, time.perf_counter())
+        assert self.refine is not None
+        if self.refine.keep is not None and len(events) > 1:
+            raise ValueError("refine.keep is a file for the network of one observation; there are several")
+        seeds = [seed, *(derived_seed(_EVENT, seed, number) for number in range(1, len(events)))]
+        return [self._run_refined(model, o, count, own, progress) for o, own in zip(observations, seeds, strict=True)]
+
+    @property
+    def _refines(self) -> bool:
+        return self.refine is not None and self.refine.rounds > 0
+
+    def _run(
+        self,
+        model: Simulator,
+        events: list[Observations],
+        count: int,
+        seed: int,
+        progress: Progress,
+        started: float,
+        info: Mapping[str, Any] | None = None,
+        warnings: Sequence[str] = (),
+    ) -> list[Posterior]:
+        plan = Plan(self, model, events, count, seed)
+        with progress_bar("IC", count * len(events), "traces", progress) as report:
+            outcomes = execute(plan, report)
+        return list(_posteriors(plan, outcomes, started, info or {}, warnings))
+
+    def _run_refined(
+        self, model: Simulator, observations: Observations, count: int, seed: int, progress: Progress
+    ) -> Posterior:
         started = time.perf_counter()
-        with progress_bar("IC", total, "traces", progress) as report:
-            outcomes = run_tasks(_execute, plan, tasks, self.workers, report)
-        return list(_posteriors(plan, outcomes, started))
+        assert self.refine is not None
+        network, rounds, warnings = refine(self, self.refine, model, observations, seed, progress)
+        engine = replace(self, checkpoint=network, refine=None)
+        info = {"refinement": summary(rounds)}
+        return engine._run(model, [observations], count, seed, progress, started, info, warnings)[0]
 
 
 @dataclass(frozen=True)
@@ -207,83 +221,16 @@ class NetworkMoves:
         return Proposed(proposer, self.whole)
 
 
-class _Plan(NamedTuple):
-    """What every worker needs: ``each`` executions for each of the events."""
-
-    engine: IC
-    model: Simulator
-    events: list[Observations]
-    each: int
-    seed: int
-
-
-class _Outcome(NamedTuple):
-    """The traces of some executions, and what was met on the way."""
-
-    traces: TraceBatch
-    proposed: int
-    beyond: int
-    unknown: Counter[Address]
-    used: list[set[str]]
-    names: set[str]
-    counts: Counts
-
-
-def _execute(plan: _Plan, indices: range, report: Report) -> _Outcome:
-    engine, model, events, each, seed = plan
-    network = engine.network(model.name)
-    counting = network.proposer()
-    proposer: Proposer = counting
-    if engine.max_instances is not None:
-        proposer = Capped(proposer, engine.max_instances)
-    if engine.defensive:
-        proposer = Defensive(proposer, engine.defensive, seed)
-    corrector = _corrector(plan, network) if engine.rejection != "exact" else None
-    names: set[str] = set()
-
-    def traces() -> Iterator[Trace]:
-        for block in _blocks(indices, HELD if corrector else len(indices)):
-            jobs = (Job(index, events[index // each]) for index in block)
-            made = run_jobs(model, proposer, jobs, seed, engine.batch_size, draw_observations=False)
-            if corrector:
-                whole = list(made)
-                corrector.correct(whole, [events[trace.index // each] for trace in whole])
-                made = iter(whole)
-            for trace in made:
-                if trace.ended == FAILED:
-                    continue
-                observations = events[trace.index // each]
-                if len(observations.used) < len(observations):
-                    names.update(met_names(trace))
-                yield trace
-
-    batch = in_blocks(traces(), model, engine.keep_observes, report)
-    used = [observations.used for observations in events]
-    counts = corrector.counts if corrector else Counts()
-    return _Outcome(batch, counting.proposed, counting.beyond, Counter(counting.unknown), used, names, counts)
-
-
-def _corrector(plan: _Plan, network: Network) -> Corrector:
-    engine, model, _, _, seed = plan
-    proposer: Proposer = network.proposer()
-    if engine.max_instances is not None:
-        proposer = Capped(proposer, engine.max_instances)
-    return Corrector(model, engine.rejection, engine.loops, proposer, engine.extra_runs, engine.batch_size, seed)
-
-
-def _blocks(indices: range, size: int) -> Iterator[range]:
-    return (indices[first : first + size] for first in range(0, len(indices), max(size, 1)))
-
-
-def _posteriors(plan: _Plan, outcomes: Sequence[_Outcome], started: float) -> Iterator[Posterior]:
+def _posteriors(
+    plan: Plan, outcomes: Sequence[Outcome], started: float, more: Mapping[str, Any], warnings: Sequence[str]
+) -> Iterator[Posterior]:
     """The posterior of each event from what all workers brought."""
     engine, model, events, each, seed = plan
-    traces = join(model, [outcome.traces for outcome in outcomes])
-    if engine.defensive:
-        traces = mixed(traces, engine.defensive)
-    traces = traces.select(np.argsort(traces.index))  # executions end in no order
+    traces = weighted_traces(plan, outcomes)
+    check_used(plan, outcomes)
     unknown = sum((outcome.unknown for outcome in outcomes), Counter[Address]())
     info = {
+        **more,
         "executions": each,
         "proposed_draws": sum(outcome.proposed for outcome in outcomes),
         "unknown_draws": unknown.total(),
@@ -292,7 +239,7 @@ def _posteriors(plan: _Plan, outcomes: Sequence[_Outcome], started: float) -> It
     }
     if len(events) > 1:
         info["events"] = len(events)  # which the counts of draws are for
-    advice = _unknown_advice(info)
+    advice = [*warnings, *_unknown_advice(info)]
     if engine.rejection != "exact":
         counts = sum((outcome.counts for outcome in outcomes), Counts())
         info |= {
@@ -302,11 +249,8 @@ def _posteriors(plan: _Plan, outcomes: Sequence[_Outcome], started: float) -> It
             "never_accepted": counts.zeros,
         }
         advice += rejection_advice(engine.rejection, counts, total=len(events) * each)
-    names = set().union(*(outcome.names for outcome in outcomes))
     bounds = np.searchsorted(traces.index, np.arange(len(events) + 1) * each)
     for number, observations in enumerate(events):
-        observations.used.update(*(outcome.used[number] for outcome in outcomes))
-        observations.check_used(names)
         own = traces.select(np.arange(bounds[number], bounds[number + 1]))
         posterior = Posterior(own, own.log_weight, info=info)
         finish(posterior, "IC", model, observations, seed, started, advice)

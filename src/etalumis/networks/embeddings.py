@@ -109,11 +109,11 @@ class Projection(nn.Module):
         self.width = width
 
     def static(self, observation: Tensor | None, traces: int) -> Tensor:
-        """The observation's part, (N, width), from its embedding (N, observation)."""
+        """The observation's part, (N, width), from its embedding (N, observation), or (1, observation) for all."""
         if self.observation is None or observation is None:
             return self.address.weight.new_zeros((traces, self.width))
         projected: Tensor = self.observation(observation)
-        return projected
+        return projected.expand(traces, -1)
 
     def tokens(self, embeddings: Tensor, address: Tensor, address_before: Tensor, value_before: Tensor) -> Tensor:
         """The other parts, (D, width).

@@ -72,6 +72,38 @@ def observed_values(
     return out
 
 
+def given_values(observe: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The observations that inference is conditioned on, float32 (1, *shape) by name; NaN where a name is met less
+    often than it can be.
+
+    Raises:
+        ValueError: one is missing or has another shape.
+    """
+    out: dict[str, Tensor] = {}
+    for name, whole in shapes.items():
+        shape = tuple(whole)
+        if name not in observe:
+            raise ValueError(f"the network reads the observation {name!r}: give observe[{name!r}], of shape {shape}")
+        given = np.asarray(observe[name], dtype=np.float32)
+        array = np.full(shape, np.nan, dtype=np.float32)
+        if given.shape == shape or (given.size == 1 and array.size == 1):
+            array = given.reshape(shape)
+        elif given.ndim == len(shape) and given.shape[1:] == shape[1:] and len(given) < shape[0]:
+            array[: len(given)] = given  # a name met fewer times than it can be
+        elif shape and given.shape == shape[1:]:
+            array[0] = given  # a name met once
+        elif given.ndim == len(shape) > 0 and given.shape[1:] == shape[1:]:
+            raise ValueError(
+                f"observe[{name!r}] has shape {given.shape}; the network was trained on {shape}. Does an execution "
+                f"observe the name {len(given)} times? No trace of the training data did so more than {shape[0]} "
+                "times: train on traces that do"
+            )
+        else:
+            raise ValueError(f"observe[{name!r}] has shape {given.shape}; the network was trained on {shape}")
+        out[name] = torch.from_numpy(np.array(array))[None]
+    return out
+
+
 class _Target:
     """Where the values of one name go: an array (N, *shape), traces by rank, several meetings along its first axis."""
 

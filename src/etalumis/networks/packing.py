@@ -102,7 +102,7 @@ class TrainingBatch:
         order: position in the given TraceBatch of each packed trace, int64 (N,), on the CPU.
         batch_sizes: traces that have a step t, for each t; sums to D.
         observations: float32 (N, *shape) by name, in packed order; NaN where a trace lacks it. Some may still be to
-            be drawn (:func:`etalumis.networks.noise.realised`).
+            be drawn (:func:`etalumis.networks.noise.realised`). (1, *shape) where all traces share them.
         addresses: the minibatch's distinct addresses.
         address: which of them each draw has, int64 (D,), packed order.
         previous_address: the same of the trace's draw before, U where there is none, int64 (D,).
@@ -161,6 +161,7 @@ def pack(
     fresh_noise: bool = True,
     noise_on_device: bool = False,
     weighted: bool = False,
+    shared: Mapping[str, Tensor] | None = None,
 ) -> TrainingBatch:
     """The training view of traces.
 
@@ -173,6 +174,8 @@ def pack(
             stored values; values that were given, not drawn, stay.
         noise_on_device: leave normal noise to be drawn where the network runs: other numbers of the same law.
         weighted: the traces were drawn from proposals; weigh them, so that the loss is that of traces from the prior.
+        shared: observations that all traces are conditioned on, instead of each trace's own; see
+            :func:`etalumis.networks.observed.given_values`.
 
     Raises:
         ProposalError: naming the address, where a proposal can't represent a value.
@@ -213,7 +216,11 @@ def pack(
     return TrainingBatch(
         order=torch.from_numpy(order),
         batch_sizes=tuple(sizes.tolist()),
-        observations=observed_values(batch, layout.observations, order, seed, epoch, fresh_noise, noise_on_device),
+        observations=(
+            observed_values(batch, layout.observations, order, seed, epoch, fresh_noise, noise_on_device)
+            if shared is None
+            else dict(shared)
+        ),
         addresses=address_columns(known),
         address=torch.from_numpy(address),
         previous_address=torch.from_numpy(np.where(first, len(known), address[before])),

@@ -16,6 +16,7 @@ from etalumis.execution import Address, AddressBook, Answer, Request
 from etalumis.networks.columns import Frame, UnreachableError, categories, category_columns, log_prior_columns
 from etalumis.networks.errors import ProposalError
 from etalumis.networks.layout import CATEGORICAL, UNKNOWN, Known
+from etalumis.networks.observed import given_values
 from etalumis.networks.packing import DrawGroup, address_columns, group_draws
 
 if TYPE_CHECKING:
@@ -113,29 +114,7 @@ class NetworkProposer:
     def _embed(self, observe: Mapping[str, Any]) -> Tensor:
         """The observation's share of the core's input, (1, width)."""
         network = self._network
-        arrays = {}
-        for name, shape in network.layout.observations.items():
-            if name not in observe:
-                raise ValueError(
-                    f"the network reads the observation {name!r}: give observe[{name!r}], of shape {shape}"
-                )
-            given = np.asarray(observe[name], dtype=np.float32)
-            array = np.full(shape, np.nan, dtype=np.float32)
-            if given.shape == shape or (given.size == 1 and array.size == 1):
-                array = given.reshape(shape)
-            elif given.ndim == len(shape) and given.shape[1:] == shape[1:] and len(given) < shape[0]:
-                array[: len(given)] = given  # a name met fewer times than it can be
-            elif shape and given.shape == shape[1:]:
-                array[0] = given  # a name met once
-            elif given.ndim == len(shape) > 0 and given.shape[1:] == shape[1:]:
-                raise ValueError(
-                    f"observe[{name!r}] has shape {given.shape}; the network was trained on {shape}. Does an execution "
-                    f"observe the name {len(given)} times? No trace of the training data did so more than {shape[0]} "
-                    "times: train on traces that do"
-                )
-            else:
-                raise ValueError(f"observe[{name!r}] has shape {given.shape}; the network was trained on {shape}")
-            arrays[name] = torch.from_numpy(np.array(array)).to(self._device)[None]
+        arrays = {name: x.to(self._device) for name, x in given_values(observe, network.layout.observations).items()}
         return network.projection.static(network.observations(arrays), 1)
 
     def _look_up(self, requests: Sequence[Request], addresses: AddressBook) -> NDArray[np.int64]:
