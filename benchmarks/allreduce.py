@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks import common
 from benchmarks.common import Result, Settings
 
+KINDS = 60  # of traces, of 17 addresses each
 ROOT = Path(__file__).parents[1]
 MPIRUN = Path(sys.executable).with_name("mpirun")
 MPI_NAMES = (
@@ -36,21 +37,25 @@ NAMES = {2: MPI_NAMES, 4: ("packed_vs_per_tensor_4", "packed_vs_plain_sum_4")}
 def results(settings: Settings) -> Iterator[Result]:
     for ranks, names in NAMES.items():
         if MPIRUN.exists():
-            yield from launched(
-                [str(MPIRUN), "--oversubscribe", "--bind-to", "none", "-n", str(ranks)], "mpi", settings
-            )
+            yield from over_mpi(ranks, settings)
         else:
             note = "no mpirun beside the interpreter: pip install 'etalumis[mpi]'"
             yield from (Result(name, None, None, None, None, "ms", 0, note) for name in names)
     if not settings.quick:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-        yield from launched(torchrun, "gloo", settings)
+        yield from launched(torchrun, "gloo", settings, KINDS)
 
 
-def launched(launcher: list[str], library: str, settings: Settings) -> Iterator[Result]:
+def over_mpi(ranks: int, settings: Settings, kinds: int = KINDS) -> Iterator[Result]:
+    launcher = [str(MPIRUN), "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+    return launched(launcher, "mpi", settings, kinds)
+
+
+def launched(launcher: list[str], library: str, settings: Settings, kinds: int) -> Iterator[Result]:
     """What rank 0 of such a job measured."""
-    quick = ["--quick"] if settings.quick else []
-    command = [*launcher, sys.executable, "-m", "benchmarks.allreduce_ranks", library, *quick]
+    command = [*launcher, sys.executable, "-m", "benchmarks.allreduce_ranks", library, f"--kinds={kinds}"]
+    if settings.quick:
+        command.append("--quick")
     environment = {
         **os.environ,
         "OMPI_ALLOW_RUN_AS_ROOT": "1",

@@ -1,13 +1,13 @@
-"""A rank of ``benchmarks.allreduce``: ``python -m benchmarks.allreduce_ranks mpi|gloo [--quick]`` under a launcher.
+"""A rank of ``benchmarks.allreduce``: ``python -m benchmarks.allreduce_ranks mpi|gloo [--quick] [--kinds N]``.
 
 Rank 0 prints a line of JSON for each result.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -28,15 +28,14 @@ from etalumis.strategies.exchange import Compression, RowExchange
 from etalumis.strategies.mpi import MPICollective
 from etalumis.strategies.torch_distributed import TorchCollective
 
-KINDS = 60  # of 17 addresses each
 EXCHANGES = 5  # short ones, of which a measure is the median
 
 
 class Job:
     """The ranks, and how they take times: that of the slowest."""
 
-    def __init__(self, library: str, settings: Settings) -> None:
-        self.library, self.settings = library, settings
+    def __init__(self, library: str, settings: Settings, kinds: int) -> None:
+        self.library, self.settings, self.kinds = library, settings, kinds
         self.ranks: Collective = MPICollective() if library == "mpi" else TorchCollective("gloo")
         self.sum_in_place = _mpi_sum() if library == "mpi" else dist.all_reduce
 
@@ -67,7 +66,7 @@ class Gradients:
         config = {"core": {"kind": "lstm", "hidden": HIDDEN}, "components": COMPONENTS, "head": {"kind": head}}
         self.job = job
         self.network = InferenceNetwork(config, {"y": (SIZE,)})
-        self.network.grow(addresses(range(KINDS)))
+        self.network.grow(addresses(range(job.kinds)))
         self.parts = Parts(self.network)
         self.dense: dict[str, Tensor] = {}
         self.rows: dict[str, RowGrad] = {}
@@ -128,7 +127,7 @@ def results(job: Job) -> Iterator[Result]:
     gradients.backward([job.ranks.rank] * MINIBATCH)
     (ours, sent), (theirs, everything) = gradients.exchange(), gradients.every_tensor()
     shares = f"{sent / 1e6:.0f} of {everything / 1e6:.0f} MB"
-    note = f"{KINDS * DRAWS} addresses, one type with {DRAWS} draws per rank; {shares}"
+    note = f"{job.kinds * DRAWS} addresses, one type with {DRAWS} draws per rank; {shares}"
     yield job.compare(f"packed_vs_per_tensor_{suffix}", ours, theirs, 4.0, note)
     plain = torch.zeros(sent // 4)
     floor = job.milliseconds(lambda: job.sum_in_place(plain), lambda: None, EXCHANGES)
@@ -147,7 +146,7 @@ def results(job: Job) -> Iterator[Result]:
     )
     half, _ = gradients.exchange("bf16")
     yield job.compare(f"bf16_vs_float32_{suffix}", half, ours, None, "half of the bytes, in shared memory")
-    gradients.backward(np.random.default_rng(job.ranks.rank).integers(KINDS, size=MINIBATCH).tolist())
+    gradients.backward(np.random.default_rng(job.ranks.rank).integers(job.kinds, size=MINIBATCH).tolist())
     (ours, sent), (theirs, everything) = gradients.exchange(), gradients.every_tensor()
     note = f"{MINIBATCH} traces of random types per rank; {sent / 1e6:.0f} of {everything / 1e6:.0f} MB"
     yield job.compare(f"packed_vs_per_tensor_{suffix}_mixed", ours, theirs, None, note)
@@ -171,7 +170,12 @@ def _mpi_sum() -> Callable[[Tensor], None]:
 def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as `etalumis train` does
-    job = Job(sys.argv[1], Settings(quick="--quick" in sys.argv[2:]))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.allreduce_ranks")
+    parser.add_argument("library", choices=("mpi", "gloo"))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--kinds", type=int, required=True, help=f"kinds of traces, of {DRAWS} addresses each")
+    arguments = parser.parse_args()
+    job = Job(arguments.library, Settings(quick=arguments.quick), arguments.kinds)
     for result in results(job):
         if job.ranks.rank == 0:
             print(json.dumps(asdict(result)), flush=True)
