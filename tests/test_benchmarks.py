@@ -198,3 +198,17 @@ def test_optimizer_reports_what_outside_checks_read() -> None:
     assert dense.ratio == pytest.approx(dense.theirs / dense.ours, rel=1e-3)
     names = [result.name for result in optimizer.rows_against_modules(size, ids, QUICK)]
     assert names == ["rows_vs_bandwidth", "rows_vs_modules", "rows_vs_modules_fused"]
+
+
+@pytest.mark.slow
+def test_allreduce_reports_what_outside_checks_read() -> None:
+    """A network of few addresses on two real ranks."""
+    pytest.importorskip("mpi4py")
+    allreduce = importlib.import_module("benchmarks.allreduce")
+    if not allreduce.MPIRUN.exists():
+        pytest.skip("no mpirun beside the interpreter: pip install 'etalumis[mpi]'")
+    results = {r.name: r for r in allreduce.over_mpi(2, QUICK, kinds=6)}
+    assert set(results) == set(allreduce.NAMES[2])
+    assert results["packed_vs_per_tensor_2"].target == 4.0
+    assert 0.0 < results["bytes_share"].ratio < 1.0
+    assert all(result.ours > 0.0 for result in results.values())
