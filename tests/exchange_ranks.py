@@ -213,6 +213,8 @@ def frozen_banks_and_nothing_at_all(ranks: Collective, shares: Shares) -> None:
     exchange(60 if ranks.rank == 0 else 0)
     for one, other in zip(before, Parts(network).gradients(), strict=True):
         assert torch.equal(one, other), "a rank without traces counts"
+    exchange(0)
+    assert not Parts(network).gradients()
 
 
 def compressed(ranks: Collective, shares: Shares) -> None:

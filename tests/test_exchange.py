@@ -11,6 +11,8 @@ from etalumis.strategies.collective import CollectiveError
 from etalumis.strategies.mpi import MPICollective
 from etalumis.strategies.torch_distributed import Placement, TorchCollective, first_host
 
+pytestmark = pytest.mark.timeout(300)
+
 PROGRAM = Path(__file__).with_name("exchange_ranks.py")
 MPIRUN = Path(sys.executable).with_name("mpirun")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -24,7 +26,7 @@ ENVIRONMENT = {
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=110)
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=280)
 
 
 def assert_held(done: subprocess.CompletedProcess[str], ranks: int) -> None:

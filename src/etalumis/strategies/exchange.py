@@ -88,7 +88,7 @@ class RowExchange:
         nothing else is special: a NaN of one rank is every rank's.
 
         Args:
-            traces: behind the gradients of this rank; with 0 they don't count.
+            traces: behind the gradients of this rank; with 0 they are dropped.
 
         Raises:
             CollectiveError: the networks of ranks differ, or ranks don't come.
@@ -97,15 +97,17 @@ class RowExchange:
             raise ValueError(f"traces={traces} must be at least 0")
         start = time.perf_counter()
         self.parts.refresh()
+        if not traces:
+            self._drop()
         total = self._meet(traces)
         met = time.perf_counter()
-        present = self.collective.all_reduce(self._present(traces > 0), "max")
+        present = self.collective.all_reduce(self._present(), "max")
         union, sizes = self._layout(present.numpy())
         agreed = time.perf_counter()
         sent = present.numel()
         for kind, buffer in self._buffers(sizes).items():
             for piece in union[kind]:
-                self._pack(piece, traces / total if traces else 0.0, buffer)
+                self._pack(piece, traces / max(total, 1), buffer)
             sent += self._sum(buffer)
             for piece in union[kind]:
                 self._unpack(piece, buffer)
@@ -114,11 +116,18 @@ class RowExchange:
         end = time.perf_counter()
         return Exchanged(total, sent, sum(rows), len(pieces) - len(rows), met - start, agreed - met, end - agreed)
 
+    def _drop(self) -> None:
+        """Gradients of no traces: nobody else would have them."""
+        for parameter in self.parts.dense.values():
+            parameter.grad = None
+        for bank in self.parts.banks.values():
+            bank.clear_gradient()
+
     # --- agreeing ---------------------------------------------------------------------------------------------
 
     def _meet(self, traces: int) -> int:
         """All ranks' traces together, after a look at whether their networks are alike."""
-        words = json.dumps(self._network()).encode()
+        words = json.dumps(self._network(), sort_keys=True).encode()
         digest = int.from_bytes(hashlib.blake2b(words, digest_size=7).digest(), "big")
         everyone = self.collective.all_gather(torch.tensor([digest, traces]))
         if bool((everyone[:, 0] != digest).any()):
@@ -131,15 +140,15 @@ class RowExchange:
         banks = {name: f"{len(bank)} rows {bank.shape} {bank.dtype}" for name, bank in self.parts.banks.items()}
         return dense | banks
 
-    def _present(self, counts: bool) -> Tensor:
+    def _present(self) -> Tensor:
         """A flag for each dense parameter, then for each row of each bank: whether it has a gradient here."""
-        dense = [counts and p.grad is not None for _, p in sorted(self.parts.dense.items())]
+        dense = [p.grad is not None for _, p in sorted(self.parts.dense.items())]
         banks = [bank for _, bank in sorted(self.parts.banks.items())]
         flags = np.zeros(len(dense) + sum(len(bank) for bank in banks), np.uint8)
         flags[: len(dense)] = dense
         start = len(dense)
         for bank in banks:
-            if counts and bank.gradient is not None:
+            if bank.gradient is not None:
                 flags[start + bank.gradient.ids.numpy()] = 1
             start += len(bank)
         return torch.from_numpy(flags)
@@ -182,7 +191,7 @@ class RowExchange:
         if piece.ids is None:
             parameter = self.parts.dense[piece.name]
             out = _like(parameter, buffer, piece)
-            if parameter.grad is None or not weight:
+            if parameter.grad is None:
                 out.zero_()
             else:
                 _scale(parameter.grad, weight, out)
@@ -190,7 +199,7 @@ class RowExchange:
         bank = self.parts.banks[piece.name]
         out = _rows(bank, buffer, piece)
         gradient = bank.gradient
-        if gradient is None or not weight:
+        if gradient is None:
             out.zero_()
             return
         ids = gradient.ids.numpy()

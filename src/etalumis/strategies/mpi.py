@@ -29,7 +29,7 @@ _PIECE_BYTES = 1 << 26
 
 
 class MPICollective(Collective):
-    """The ranks of an MPI job. Tensors on a GPU travel through pinned memory of the host.
+    """The ranks of an MPI job. Tensors on a GPU travel through memory of the host, for sums and broadcasts pinned.
 
     Args:
         timeout: seconds to wait for other ranks, until all have come to a collective; not once data flows.
@@ -46,7 +46,7 @@ class MPICollective(Collective):
 
         self._mpi = MPI
         self._communicator = communicator.Dup()  # messages of others don't get in between
-        self._request: Any = None  # holds the memory that it reads and writes, also after an interruption
+        self._requests: list[Any] = []  # hold the memory that they read and write, also after an interruption
         self._pinned = torch.empty(0, dtype=torch.uint8)
         self.rank = int(communicator.Get_rank())
         self.world_size = int(communicator.Get_size())
@@ -121,9 +121,9 @@ class MPICollective(Collective):
             blocking()
 
     def _finish(self, request: Any, what: str) -> None:
-        self._request = request
+        self._requests.append(request)
         self._wait(request.Test, what)
-        self._request = None
+        self._requests.pop()
 
     def _host(self, tensor: Tensor) -> Tensor:
         """The tensor's numbers in contiguous memory of the CPU: its own, or a copy."""
