@@ -21,30 +21,35 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from benchmarks import common
 from benchmarks.common import Result, Settings, significant
 from etalumis import demo
+from etalumis.conf import simulation
 from etalumis.conf.build import build_model
 from etalumis.conf.compose import compose, plain
 from etalumis.execution import Simulator
 from etalumis.inference import Posterior
+from etalumis.inference.diagnostics import ess_weights
+from etalumis.inference.executions import join
 from etalumis.inference.figures.canvas import canvas, finished
 from etalumis.inference.figures.marginals import draw_panel, legend
 from etalumis.inference.figures.samples import Sample
 from etalumis.inference.figures.style import category_label
 from etalumis.report import Event, write_report
 from etalumis.report.report import show
-from etalumis.report.summary import Quality, Summary
+from etalumis.report.summary import Quality, Summary, quality
 from etalumis.report.variables import TAU_VARIABLES
-from etalumis.report.verdict import Check, judge, verdict_grid
+from etalumis.report.verdict import LARGEST_RHAT, LEAST_ESS, Check, judge, verdict_grid
 from etalumis.storage.manifest import write_atomically
 
 SIMULATOR, QUICK_SIMULATOR = "pythia_tau", "tau"
@@ -53,6 +58,11 @@ CHANNELS = {
     "pythia_tau": {"pi_pi0": "nu_tau pi0 pi-", "e": "nu_tau e- nu_ebar", "pi": "nu_tau pi-"},
     "tau": {"pi_pi0": "pi pi0", "e": "e", "pi": "pi"},
 }
+COSTS = "costs.json"
+MOST_ROUNDS, QUICK_ROUNDS = 8, 2  # of as many executions as in the demo
+SEEDS_APART = 100  # of two rounds
+# Half of the moves at the channel, as in the demo, leaves few for the momenta; fewer that follow its prior do as well.
+MOVES = ["demo.rmh.branch_share=0.0", "demo.rmh.dependants_share=0.2"]
 PAPER = 230
 _MILLI = 1e3
 
@@ -82,7 +92,7 @@ class Outcome(NamedTuple):
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 
-def infer(config: dict[str, Any]) -> Iterator[Outcome]:
+def infer(config: dict[str, Any], rounds: int) -> Iterator[Outcome]:
     """Simulate and train once, then infer each event; what is done already is not done again."""
     output, sizes, console = Path(config["output"]), config["demo"], Console(stderr=True, width=100)
     demo.remember(config, output)
@@ -94,20 +104,18 @@ def infer(config: dict[str, Any]) -> Iterator[Outcome]:
         demo.train(config)
     demo.keep_prior(config)
     for name, channel in CHANNELS[model.name].items():
-        yield infer_event(config, model, name, sizes["event"] | {"channel": channel}, console)
+        folder = output / name
+        event = demo.held_out_event(model, sizes["event"] | {"channel": channel}, folder / "event.npz")
+        infer_ic(config, model, event, folder, rounds)
+        demo.infer_stored(config, model, event, folder)
+        infer_rmh(config, model, event, folder, rounds)
+        title = f"{demo.TITLE.format(simulator=model.name)}: {channel}"
+        yield judged(name, event, folder, Sample.of(Posterior.load(output / "prior"), "prior"), title, console)
 
 
-def infer_event(config: dict[str, Any], model: Simulator, name: str, rule: demo.Config, console: Console) -> Outcome:
-    """One event by all engines, one after the other; its tables go to ``console``, its figure into its folder."""
-    output = Path(config["output"])
-    folder = output / name
-    event = demo.held_out_event(model, rule, folder / "event.npz")
-    demo.infer_ic(config, model, event, folder)
-    demo.infer_stored(config, model, event, folder)
-    with demo.markov_chains(config, folder) as chains:
-        chains.wait()
-    samples, prior = demo.load_samples(folder), Sample.of(Posterior.load(output / "prior"), "prior")
-    title = f"{demo.TITLE.format(simulator=model.name)}: {rule['channel']}"
+def judged(name: str, event: Event, folder: Path, prior: Sample, title: str, console: Console) -> Outcome:
+    """The demo's tables and checks of an event; they go to ``console``, and with a figure into its folder."""
+    samples = demo.load_samples(folder)
     summary = write_report(samples, folder, event, prior, title=title)
     console.rule(f"[bold]{title}", align="left")
     show(summary, console)
@@ -116,21 +124,60 @@ def infer_event(config: dict[str, Any], model: Simulator, name: str, rule: demo.
     return Outcome(name, event, samples, summary, checks)
 
 
+def infer_ic(config: dict[str, Any], model: Simulator, event: Event, folder: Path, rounds: int) -> None:
+    """As many executions as in the demo, and as many again until the weights stand by the demo's limit."""
+    if (folder / "post_ic").exists():
+        return
+    parts: list[Posterior] = []
+    for number in range(rounds):
+        place = folder / f"ic-{number}"
+        demo.infer_ic(config | {"seed": config["seed"] + SEEDS_APART * number}, model, event, place)
+        parts.append(Posterior.load(place / "post_ic"))
+        weights = np.concatenate([part.log_weights for part in parts])
+        if ess_weights(weights) >= LEAST_ESS:
+            break
+    info = parts[0].info | {key: sum(part.info[key] for part in parts) for key in ("core_seconds", "seconds")}
+    info["executions"] = sum(part.info["executions"] for part in parts)
+    Posterior(join(model, [part.traces for part in parts]), weights, info=info).save(folder / "post_ic")
+
+
+def infer_rmh(config: dict[str, Any], model: Simulator, event: Event, folder: Path, rounds: int) -> None:
+    """Markov chains of the demo's length, and as much again until they stand by the demo's limits."""
+    if (folder / "post_rmh").exists():
+        return
+    settings, engine = config["demo"]["rmh"], demo.chains_engine(config, folder / "chains")
+    for steps in range(settings["steps"], rounds * settings["steps"] + 1, settings["steps"]):
+        total = settings["chains"] * steps
+        with costing(folder, "RMH"), simulation.progress("RMH", total, "steps") as report:
+            kept = demo.kept_states(settings, steps)
+            posterior = engine.run(model, event.observe, kept, config["seed"] + 3, demo.counting(report))
+        found = quality(Sample.of(posterior, "RMH"), TAU_VARIABLES)
+        if found.rhat is not None and found.rhat < LARGEST_RHAT and found.ess >= LEAST_ESS:
+            break
+    spent = costs(folder)["RMH"]
+    posterior.info |= {"core_seconds": spent["core"], "seconds": spent["wall"], "steps": steps}
+    posterior.save(folder / "post_rmh")
+
+
 @contextmanager
-def costing(output: Path, step: str) -> Iterator[None]:
-    """Add the processor time of the body to the step's, which is kept in the folder for when it is gone on with."""
-    before = demo.core_seconds()
+def costing(folder: Path, step: str) -> Iterator[None]:
+    """Add the time of the body to the step's, which is kept in the folder for when it is gone on with."""
+    core, wall = demo.core_seconds(), time.perf_counter()
     try:
         yield
     finally:
-        known = costs(output)
-        spent = known.get(step, 0.0) + demo.core_seconds() - before
-        write_atomically(output / "costs.json", (json.dumps(known | {step: spent}) + "\n").encode())
+        before = costs(folder)
+        known = before.get(step, {"core": 0.0, "wall": 0.0})
+        spent = {
+            "core": known["core"] + demo.core_seconds() - core,
+            "wall": known["wall"] + time.perf_counter() - wall,
+        }
+        write_atomically(folder / COSTS, (json.dumps(before | {step: spent}) + "\n").encode())
 
 
-def costs(output: Path) -> dict[str, float]:
-    """Seconds of processor time of each step."""
-    path = output / "costs.json"
+def costs(folder: Path) -> dict[str, dict[str, float]]:
+    """Seconds of each step: of processor time, and on the clock."""
+    path = folder / COSTS
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
@@ -164,9 +211,10 @@ def cost_of_all(outcomes: Sequence[Outcome], output: Path) -> Iterator[Result]:
     ic, rmh = (
         sum(outcome.each(label) * ess for outcome, ess in zip(outcomes, wanted, strict=True)) for label in ("IC", "RMH")
     )
-    before, number, total = sum(costs(output).values()), len(outcomes), sum(wanted)
+    steps = {step: spent["core"] for step, spent in costs(output).items()}
+    before, number, total = sum(steps.values()), len(outcomes), sum(wanted)
     yield _ratio("rmh_vs_ic", ic / total, rmh / total, f"{number} events, to the ESS of RMH; the paper: {PAPER}")
-    spent = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in costs(output).items())
+    spent = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in steps.items())
     yield _ratio("rmh_vs_ic_with_training", (ic + before) / total, rmh / total, f"{number} events share {spent}")
     saved = (rmh - ic) / number
     pays = significant(before / saved) if saved > 0.0 else None
@@ -200,13 +248,13 @@ def draw(outcomes: Sequence[Outcome], prior: Sample, path: Path) -> None:
 def results(settings: Settings, output: Path | None, figure: Path | None, words: Sequence[str]) -> Iterator[Result]:
     """``EVENT_agreement`` and ``EVENT_rmh_vs_ic`` of each event, then the sums over all."""
     simulator = QUICK_SIMULATOR if settings.quick else SIMULATOR
-    defaults = [f"simulator={simulator}", *(["demo=quick"] if settings.quick else [])]
+    defaults = [f"simulator={simulator}", *(["demo=quick"] if settings.quick else []), *MOVES]
     with ExitStack() as stack:
         if output is None:
             output = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         config = dict(plain(compose("demo", [*defaults, f"output={output}", *words])))
         outcomes = []
-        for outcome in infer(config):
+        for outcome in infer(config, QUICK_ROUNDS if settings.quick else MOST_ROUNDS):
             outcomes.append(outcome)
             yield agreement(outcome)
             yield cost(outcome)

@@ -201,14 +201,65 @@ def test_optimizer_reports_what_outside_checks_read() -> None:
 
 
 @pytest.mark.slow
-def test_allreduce_reports_what_outside_checks_read() -> None:
-    """A network of few addresses on two real ranks."""
-    pytest.importorskip("mpi4py")
-    allreduce = importlib.import_module("benchmarks.allreduce")
-    if not allreduce.MPIRUN.exists():
-        pytest.skip("no mpirun beside the interpreter: pip install 'etalumis[mpi]'")
-    results = {r.name: r for r in allreduce.over_mpi(2, QUICK, kinds=6)}
-    assert set(results) == set(allreduce.NAMES[2])
-    assert results["packed_vs_per_tensor_2"].target == 4.0
-    assert 0.0 < results["bytes_share"].ratio < 1.0
-    assert all(result.ours > 0.0 for result in results.values())
+def test_three_events_get_the_checks_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is done is not done again: a second run prints the same numbers."""
+    pytest.importorskip("torch")
+    output, figure = tmp_path / "events", tmp_path / "events.png"
+    sizes = ("demo.num_traces=400", "demo.ic.num_traces=100", "demo.rmh.steps=400", "workers=1")
+    words = ["--json", "--quick", "--output", str(output), "--figure", str(figure), *sizes]
+    command = [sys.executable, "-m", "benchmarks.events", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
+    results = {r["name"]: r for r in json.loads(done.stdout.splitlines()[-1])["results"]}
+    events = ("pi_pi0", "e", "pi")
+    each = {f"{event}_{what}" for event in events for what in ("agreement", "rmh_vs_ic")}
+    assert set(results) == each | {"rmh_vs_ic", "rmh_vs_ic_with_training", "training_pays"}
+    assert all(results[f"{event}_agreement"]["target"] == 9 for event in events)
+    assert results["rmh_vs_ic_with_training"]["ratio"] < results["rmh_vs_ic"]["ratio"]
+    assert done.stderr.count("Does it stand?") == len(events)
+    assert figure.stat().st_size > 50_000
+    assert importlib.import_module("benchmarks.events").main(words) == 0
+    again = {r["name"]: r for r in json.loads(capsys.readouterr().out.splitlines()[-1])["results"]}
+    assert all(again[name] == results[name] for name in (*each, "rmh_vs_ic"))
+
+
+def test_rounds_of_chains_and_of_executions_are_one_posterior_each(tmp_path: Path) -> None:
+    """Neither engine stands at such sizes, so both go on for as many rounds as they may."""
+    pytest.importorskip("torch")
+    demo, events = importlib.import_module("etalumis.demo"), importlib.import_module("benchmarks.events")
+    conf, posterior = importlib.import_module("etalumis.conf.compose"), importlib.import_module("etalumis.inference")
+    words = ["simulator=tau", "simulator.detector.shape=[4,6,6]", "demo=quick", f"output={tmp_path}", "workers=1"]
+    sizes = ["num_traces=60", "valid_traces=20", "ic.num_traces=16", "rmh.steps=60", "rmh.burn_in=20"]
+    config = conf.plain(conf.compose("demo", [*words, *(f"demo.{size}" for size in sizes)]))
+    model = events.build_model(config["simulator"])
+    demo.simulate(config, "train", 60, seed=0)
+    demo.simulate(config, "valid", 20, seed=1)
+    demo.train(config)
+    event = demo.held_out_event(model, config["demo"]["event"], tmp_path / "pi" / "event.npz")
+    events.infer_ic(config, model, event, tmp_path / "pi", rounds=2)
+    events.infer_rmh(config, model, event, tmp_path / "pi", rounds=3)
+    ic, rmh = (posterior.Posterior.load(tmp_path / "pi" / name) for name in ("post_ic", "post_rmh"))
+    assert (len(ic) + ic.num_dropped, ic.info["executions"]) == (32, 32)
+    assert len(set(ic.log_weights.tolist())) == len(ic)  # other random numbers in each round
+    assert rmh.info["steps"] == 180
+    assert len(rmh) == demo.kept_states(config["demo"]["rmh"], 180)
+    assert rmh.info["core_seconds"] == events.costs(tmp_path / "pi")["RMH"]["core"]
+
+
+def test_costs_of_a_step_add_up_over_interruptions(tmp_path: Path) -> None:
+    events = pytest.importorskip("benchmarks.events")
+
+    def interrupted() -> None:
+        with events.costing(tmp_path, "train"):
+            sum(range(3_000_000))
+            raise KeyboardInterrupt
+
+    spent = []
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        spent.append(events.costs(tmp_path)["train"]["core"])
+    with events.costing(tmp_path, "simulate"):
+        pass
+    assert 0.0 < spent[0] < spent[1]
+    assert events.costs(tmp_path)["train"]["core"] == spent[1]
+    assert events.costs(tmp_path)["simulate"]["core"] < spent[0]

@@ -310,6 +310,7 @@ def chains_engine(config: Config, folder: Path | None = None) -> RMH:
         burn_in=settings["burn_in"],
         thinning=settings["thinning"],
         branch_share=settings["branch_share"],
+        dependants_share=settings["dependants_share"],
         folder=folder,
         workers=config["workers"],
     )
