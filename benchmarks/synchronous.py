@@ -1,10 +1,11 @@
 """Synchronous training on many ranks, on paper: measured minibatches, and a model of the exchange.
 
-In each iteration every rank works on a minibatch of the same bucket, chosen at random among the measured ones; the
-slowest of them ends the work of all. Then gradients are exchanged and all ranks make the same step, on the union of
-what their minibatches touched. Nothing overlaps. What is modelled is an all-reduce by the α–β–γ model of Thakur,
-Rabenseifner and Gropp (Optimization of Collective Communication Operations in MPICH, 2005): a message of n bytes takes
-α + nβ, adding n bytes to others nγ. Noise of the system, and of other jobs in its network, is not in it.
+In each iteration every rank works on a minibatch of the same bucket, chosen at random among the measured ones; buckets
+have as many iterations as they have minibatches. The slowest rank ends the work of all. Then gradients are exchanged
+and all ranks make the same step, on the union of what their minibatches touched. Nothing overlaps. What is modelled is
+an all-reduce by the α–β–γ model of Thakur, Rabenseifner and Gropp (Optimization of Collective Communication Operations
+in MPICH, 2005): a message of n bytes takes α + nβ, adding n bytes to others nγ. Noise of the system, and of other jobs
+in its network, is not in it.
 """
 
 from __future__ import annotations
@@ -125,15 +126,14 @@ def simulate(
         seed: of the choice.
     """
     generator = np.random.default_rng((seed, ranks))
-    of_bucket = [np.flatnonzero(measured.bucket == bucket) for bucket in np.unique(measured.bucket)]
-    chance = np.array([len(members) for members in of_bucket]) / len(measured.bucket)
+    in_order = np.sort(measured.bucket)
     rows = (len(measured.row_bytes) + 7) // 8 * 8  # flags of a byte
     seconds, traces = np.empty(iterations), np.empty(iterations, dtype=np.int64)
     waited = exchanged = sent = 0.0
     a, b = measured.step
     for number in range(iterations):
-        members = of_bucket[generator.choice(len(of_bucket), p=chance)]
-        chosen = generator.choice(members, ranks)
+        bucket = in_order[int((number + 0.5) / iterations * len(in_order))]
+        chosen = generator.choice(np.flatnonzero(measured.bucket == bucket), ranks)
         work = measured.seconds[chosen] / speed
         union = measured.touched[np.unique(chosen)].any(0)
         size = measured.dense_bytes + float(measured.row_bytes[union].sum())

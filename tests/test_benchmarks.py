@@ -263,3 +263,19 @@ def test_costs_of_a_step_add_up_over_interruptions(tmp_path: Path) -> None:
     assert 0.0 < spent[0] < spent[1]
     assert events.costs(tmp_path)["train"]["core"] == spent[1]
     assert events.costs(tmp_path)["simulate"]["core"] < spent[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_scaling_reports_what_outside_checks_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One and two real ranks, and a thousand on paper, from few traces."""
+    pytest.importorskip("mpi4py")
+    scaling = importlib.import_module("benchmarks.scaling")
+    if not Path(sys.executable).with_name("mpirun").exists():
+        pytest.skip("no mpirun beside the interpreter: pip install 'etalumis[mpi]'")
+    monkeypatch.setattr(scaling, "QUICK_TRACES", 300)
+    results = {r.name: r for r in scaling.results(QUICK, tmp_path / "scaling.png")}
+    assert {"efficiency_2", "predicted_efficiency_1024", "predicted_plain_1024"} <= set(results)
+    assert results["predicted_efficiency_1024"].target == 0.85
+    assert all(0.0 < result.ratio < 1.5 for result in results.values())
+    assert (tmp_path / "scaling.png").exists()

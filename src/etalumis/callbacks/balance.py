@@ -112,7 +112,12 @@ class Balance(Callback):
     def _log(self, trainer: Trainer, module: LightningModule | None = None) -> None:
         """Log the iterations since the last time; without ``module`` where it can't log."""
         table = self._clock.take().float()
-        found = phases.Balance.of(table[None] if self._collective is None else self._collective.all_gather(table))
+        if self._collective is None:
+            found = phases.Balance.of(table[None])
+        else:
+            self._clock.enter(phases.WAITING)
+            found = phases.Balance.of(self._collective.all_gather(table))
+            self._clock.enter(phases.OTHER)
         self.actual += found.actual * len(table)
         self.best += found.best * len(table)
         traces, seconds = self._since

@@ -66,18 +66,20 @@ class PhaseClock:
 
     def take(self) -> Tensor:
         """Seconds of the iterations closed since the last call, (iterations, phases), float64."""
-        table = torch.zeros(len(self._closed), len(PHASES), dtype=torch.float64)
+        table: list[list[float]] = []
         start = 0
-        for row, (end, read, waiting) in zip(table, self._closed, strict=True):
+        for end, read, waiting in self._closed:
+            row = [0.0] * len(PHASES)
             for (phase, began), (_, ended) in pairwise(self._marks[start:end]):
                 if phase is not None:
                     row[phase] += self._between(began, ended)
             _move(row, OTHER, READ, read)
             _move(row, EXCHANGE, WAITING, waiting)
+            table.append(row)
             start = end - 1
         self._marks = self._marks[start:]
         self._closed = []
-        return table
+        return torch.tensor(table, dtype=torch.float64).view(-1, len(PHASES))
 
 
 class Balance(NamedTuple):
@@ -121,9 +123,9 @@ class Balance(NamedTuple):
         return float(self.excess[_NUMBER[phase]]) / mean if mean else 0.0
 
 
-def _move(row: Tensor, source: str, target: str, seconds: float) -> None:
+def _move(row: list[float], source: str, target: str, seconds: float) -> None:
     """Count some seconds of a phase as another."""
-    part = min(seconds, float(row[_NUMBER[source]]))
+    part = min(seconds, row[_NUMBER[source]])
     row[_NUMBER[source]] -= part
     row[_NUMBER[target]] += part
 
