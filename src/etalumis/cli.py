@@ -97,7 +97,12 @@ def run(verb: str, words: Sequence[str]) -> None:
 
         print(OmegaConf.to_yaml(config), end="")
         return
-    RUN[verb](plain(config))
+    settings = plain(config)
+    if (settings.get("engine") or {}).get("workers") == "mpi":
+        from etalumis.inference.ranks import hand_over
+
+        hand_over("etalumis.cli", [verb, *words])
+    RUN[verb](settings)
 
 
 def split_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -25,6 +25,7 @@ _NUMBERS |= {"test_fraction", "limit"}
 _COUNTS |= {"extra_runs", "max_instances", "rounds", "epochs"}
 _NUMBERS |= {"defensive", "suffix_share", "dependants_share", "temper", "lr", "ess"}
 _COUNTS |= {"skip"}
+_ON_RANKS = ("engine.workers", "mpi")  # the one word that stands for a number
 _SEVERAL = {"sweep", "fixed"}  # overrides, which have several values
 _OPEN = {"simulator", "observe"}  # what stands there is the user's
 _PLAIN = {"inspect": "dataset", "validate": "dataset", "balance": "log"}  # what a word alone means
@@ -67,7 +68,7 @@ def _check_numbers(settings: Mapping[str, Any], prefix: str = "") -> None:
             continue
         if isinstance(value, Mapping):
             _check_numbers(value, f"{prefix}{key}.")
-        elif value is not None and key in _COUNTS and type(value) is not int:
+        elif value is not None and key in _COUNTS and type(value) is not int and (prefix + key, value) != _ON_RANKS:
             raise ConfigError(f"{prefix}{key}={value} must be a whole number")
         elif value is not None and key in _NUMBERS and type(value) not in (int, float):
             raise ConfigError(f"{prefix}{key}={value} must be a number")

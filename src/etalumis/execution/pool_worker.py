@@ -105,7 +105,7 @@ def serve(connection: Connection, payload: bytes, position: Any) -> None:
         except (BrokenPipeError, ConnectionResetError):
             raise
         except Exception as error:
-            connection.send(("failure", _portable(error), traceback.format_exc()))
+            connection.send(("failure", portable(error), traceback.format_exc()))
 
 
 def _end(number: int, frame: object) -> NoReturn:
@@ -122,7 +122,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The exception where it survives the way to another process, else its text."""
     try:
         copy = pickle.loads(pickle.dumps(error))  # noqa: S301 (made on the line itself)

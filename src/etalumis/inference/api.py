@@ -14,13 +14,14 @@ from etalumis.inference.executions import Plan, execute
 from etalumis.inference.importance import ImportanceSampling
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
+from etalumis.inference.workers import Workers
 
 
 def prior(
     model: Simulator,
     num_traces: int = DEFAULT_TRACES,
     seed: int = 0,
-    workers: int = 1,
+    workers: Workers = 1,
     progress: Progress = None,
 ) -> Posterior:
     """Traces from the prior, equally weighted; observes without a value draw theirs (in ``traces.observes``).
@@ -29,7 +30,7 @@ def prior(
         model: the simulator.
         num_traces: how many.
         seed: of the random numbers: equal seeds give equal traces, whatever the number of workers.
-        workers: processes to execute in.
+        workers: processes to execute in, or "mpi".
         progress: show a bar; None shows it on a terminal; or a function to tell, see :data:`.progress.Progress`.
     """
     started = time.perf_counter()

@@ -26,6 +26,7 @@ from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
 from etalumis.inference.refinement import Refine, refine, summary
 from etalumis.inference.rejection import REJECTIONS, Counts, Rejection, rejection_advice
+from etalumis.inference.workers import Workers
 
 _EVENT = 0x65766E  # "evn": seeds of events that are inferred one after the other
 _MANY_UNKNOWN = 0.1  # share of controlled draws at unknown addresses that is worth a warning
@@ -40,7 +41,8 @@ class IC:
         batch_size: executions that wait for the network together.
         defensive: make this share of the executions with the prior's values, so that no weight exceeds the
             likelihood divided by it, however wrong the network is; see :mod:`.defensive`.
-        workers: processes to execute in, each with the network; results do not depend on it.
+        workers: processes to execute in, each with the network, or "mpi": the ranks of this job (:mod:`.ranks`);
+            results do not depend on it.
         keep_observes: keep the parameters of the likelihoods with the traces (for posterior predictive checks).
         rejection: what becomes of rejection loops that the simulator marks (:func:`etalumis.rejection`) or ``loops``
             finds. "exact" weighs every pass. "amortised" weighs the accepted pass alone, with its rates of acceptance
@@ -59,7 +61,7 @@ class IC:
     checkpoint: str | Path | Network
     batch_size: int = 64
     defensive: float = 0.0
-    workers: int = 1
+    workers: Workers = 1
     keep_observes: bool = False
     rejection: Rejection = "exact"
     extra_runs: int = 10

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from etalumis.distributions import Stream
 from etalumis.execution import FAILED, Batched, Controller, Observations, Simulator, Trace, TraceBatch
 from etalumis.execution.model import met_names
-from etalumis.inference.workers import Report, run_tasks
+from etalumis.inference.workers import Report, Workers, run_tasks
 
 HELD = 512  # traces held as objects before they become columns
 _TASK = 4096  # traces to a task of a worker process
@@ -35,8 +35,8 @@ class Plan(NamedTuple):
     draw_observations: bool = False
 
 
-def execute(plan: Plan, num_traces: int, workers: int, report: Report) -> TraceBatch:
-    """Traces 0 … num_traces − 1 of a run, in order, executed in this process or in others.
+def execute(plan: Plan, num_traces: int, workers: Workers, report: Report) -> TraceBatch:
+    """Traces 0 … num_traces − 1 of a run, in order, executed in this process, in others, or on MPI ranks.
 
     Raises:
         ObservationError: an observation name that no execution used.

@@ -22,6 +22,7 @@ from etalumis.inference.executions import Plan, execute
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
 from etalumis.inference.stored import weigh
+from etalumis.inference.workers import Workers
 from etalumis.storage import Dataset
 
 Proposal = Distribution | Callable[[Distribution], Distribution]
@@ -36,14 +37,15 @@ class ImportanceSampling:
         inflation: widen the priors of the other controlled draws by this factor.
         dataset: weigh the traces of this dataset (or of its folder) instead of running the simulator: seconds,
             where executions take hours. Needs the parameters of the likelihoods, which ``etalumis simulate`` keeps.
-        workers: processes that execute the simulator; results do not depend on it.
+        workers: processes that execute the simulator, or "mpi": the ranks of this job (:mod:`.ranks`); results do not
+            depend on it.
         keep_observes: keep the parameters of the likelihoods with the traces (for posterior predictive checks).
     """
 
     proposals: Mapping[str, Proposal] | None = None
     inflation: float | None = None
     dataset: Dataset | str | Path | None = None
-    workers: int = 1
+    workers: Workers = 1
     keep_observes: bool = False
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from etalumis.inference.kernels import Mixture, PriorKernel, RandomWalk
 from etalumis.inference.moves import Dependants, SingleSite, Suffix, Transition
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
-from etalumis.inference.workers import Report, run_tasks
+from etalumis.inference.workers import Report, Workers, run_tasks
 
 _REPORT_EVERY = 200  # steps between two reports of progress
 _ENOUGH_MOVES = 20  # proposals after which a variable that never moved is worth a warning
@@ -62,7 +62,8 @@ class LMH:
         temper: over this share of the burn-in the likelihood's power rises from 0 to 1.
         folder: write kept states and the chains there as they go, so that they need no memory and an interrupted run
             goes on; with more ``num_traces`` a finished one does too.
-        workers: processes to run chains in; results do not depend on it.
+        workers: processes to run chains in, or "mpi": the ranks of this job (:mod:`.ranks`); results do not depend on
+            it.
         keep_observes: keep the parameters of the likelihoods with the traces (for posterior predictive checks).
     """
 
@@ -76,7 +77,7 @@ class LMH:
     proposals: ProposedMoves | None = None
     temper: float = 0.0
     folder: str | Path | None = None
-    workers: int = 1
+    workers: Workers = 1
     keep_observes: bool = False
 
     def __post_init__(self) -> None:

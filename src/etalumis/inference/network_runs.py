@@ -15,7 +15,7 @@ from etalumis.inference.capped import Capped
 from etalumis.inference.defensive import Defensive, mixed
 from etalumis.inference.executions import HELD, in_blocks, join
 from etalumis.inference.rejection import Corrector, Counts
-from etalumis.inference.workers import Report, run_tasks
+from etalumis.inference.workers import Report, processes, run_tasks
 
 if TYPE_CHECKING:
     from etalumis.inference.compilation import IC
@@ -69,11 +69,10 @@ class Outcome(NamedTuple):
 
 def execute(plan: Plan, report: Report) -> list[Outcome]:
     """All executions of a plan, in this process or in others."""
-    workers = plan.engine.workers
     total = plan.each * len(plan.events)
-    shards = np.linspace(0, total, min(workers, total) + 1).astype(int).tolist()
+    shards = np.linspace(0, total, min(processes(plan.engine.workers), total) + 1).astype(int).tolist()
     tasks = [range(first, last) for first, last in pairwise(shards)]
-    return run_tasks(_execute, plan, tasks, workers, report)
+    return run_tasks(_execute, plan, tasks, plan.engine.workers, report)
 
 
 def weighted_traces(plan: Plan, outcomes: Sequence[Outcome]) -> TraceBatch:
