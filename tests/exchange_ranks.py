@@ -6,6 +6,7 @@ Ends with status 0 where all checks held on all ranks.
 from __future__ import annotations
 
 import math
+import re
 import signal
 import sys
 import time
@@ -94,7 +95,7 @@ def waiting_hears_signals_leaves_the_core_and_ends(ranks: Collective) -> None:
         ranks.timeout = 0.5
         message = raised(ranks.barrier)
         ranks.timeout = patience
-        assert "waited 0.5 s in vain for the others to join in a" in message, message
+        assert re.search(r"waited 0\.5 s in vain for ranks? [1-9][0-9, ]* to join in a", message), message
         assert len(heard) == 1, heard
         assert time.process_time() - busy < 0.25
     else:

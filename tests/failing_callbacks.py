@@ -1,6 +1,8 @@
 """Callbacks that let a rank fail, for trainings that are started as programs in this folder; and one that looks on."""
 
+import multiprocessing
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -15,7 +17,8 @@ class At(Callback):
 
     Args:
         rank: to which one; -1 for all.
-        what: a signal's name, or ``error``, or ``loader``, which kills a process that reads data.
+        what: a signal's name, ``error``, ``loader`` (which kills a process that reads data), or ``full``: no room for
+            files.
         step: the minibatch, counted from 1 in this process.
         moment: ``train`` or ``validation``.
         note: file in which to write down when it happened (``time.time``).
@@ -41,8 +44,9 @@ class At(Callback):
         if self._what == "error":
             raise ValueError("something is wrong here")
         if self._what == "loader":
-            (worker, *_) = trainer.fit_loop._data_fetcher.combined_loader._iterator.iterators[0]._workers
-            os.kill(worker.pid, signal.SIGKILL)
+            multiprocessing.active_children()[0].kill()
+        elif self._what == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # bytes that a file may have
         else:
             os.kill(os.getpid(), signal.Signals[self._what])
 

@@ -76,7 +76,7 @@ class Loader(DataLoader):
         try:
             while True:
                 started = time.perf_counter()
-                batch = next(batches, None)
+                batch = _next(batches)
                 self.__dict__["waited"] = self.waited + time.perf_counter() - started
                 if batch is None:
                     return
@@ -84,6 +84,18 @@ class Loader(DataLoader):
         finally:
             if isinstance(batches, Ahead):
                 batches.close()
+
+
+def _next(batches: Iterator[TrainingBatch]) -> TrainingBatch | None:
+    try:
+        return next(batches, None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            f"a process that reads minibatches was killed, as the system does where memory is short: {error}; give "
+            "data.workers=0 to read in the training process"
+        ) from error
 
 
 class Ahead(Iterator[T]):

@@ -20,6 +20,10 @@ Op = Literal["sum", "max", "min"]
 TIMEOUT_S = 1800.0  # longer than any rank's first epoch, checkpoint or validation should keep the others waiting
 _SPIN_S = 5e-4  # what takes less is not worth a sleep, whose end comes some 60 µs late
 _LONGEST_PAUSE_S = 2e-3
+_LATE = 0.25  # of the timeout: whoever has waited for so long says so
+ASKED = (0, 1)  # to whom: two, as one may be what all wait for
+_FEW = 16  # ranks to name
+_GRACE_S = 2.0  # they are the first to give up, for they know who is missing
 
 
 class CollectiveError(RuntimeError):
@@ -41,6 +45,7 @@ class Collective(ABC):
     rank: int
     world_size: int
     timeout: float
+    _joined = 0  # collectives so far, the same number on all ranks that wait in the same one
 
     @abstractmethod
     def all_reduce(self, tensor: Tensor, op: Op = "sum") -> Tensor:
@@ -95,7 +100,8 @@ class Collective(ABC):
 
         For when this rank can't go on while others may wait for it. Not collective; does not return.
         """
-        print(f"rank {self.rank} of {self.world_size}: {message}", file=sys.stderr, flush=True)  # noqa: T201
+        name = f"rank {self.rank} of {self.world_size}"
+        print(message if message.startswith(name) else f"{name}: {message}", file=sys.stderr, flush=True)  # noqa: T201
         sys.stdout.flush()
         self._end_job()
         os._exit(1)
@@ -121,19 +127,41 @@ class Collective(ABC):
         Raises:
             CollectiveError: not done in time.
         """
-        start = time.monotonic()
+        start, said = time.monotonic(), False
+        self._joined += 1
+        limit = self.timeout if self.rank in ASKED else self.timeout + _GRACE_S
         while not done():
             waited = time.monotonic() - start
             if waited < _SPIN_S:
                 os.sched_yield()
-            elif waited < self.timeout:
+            elif waited < limit:
+                if not said and waited > _LATE * self.timeout:
+                    self._say(self._joined)
+                    said = True
                 time.sleep(min(waited / 10.0, _LONGEST_PAUSE_S))
             else:
+                who, verb = self._missing()
                 raise CollectiveError(
-                    f"rank {self.rank} of {self.world_size} waited {self.timeout:g} s in vain for the others to join "
-                    f"in {what}: one of them is gone or busy with something else; look at their output, or give more "
-                    "time (timeout)"
+                    f"rank {self.rank} of {self.world_size} waited {self.timeout:g} s in vain for {who} to join in "
+                    f"{what}: {verb} gone or busy with something else; look at its output, or give more time "
+                    "(strategy.timeout)"
                 )
+
+    def _missing(self) -> tuple[str, str]:
+        """Who has not joined in what this rank waits for, and a verb; as far as this rank knows."""
+        heard = {} if self.world_size == 2 else self._heard() if self.rank in ASKED else None
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        absent = [str(rank) for rank in others if heard is not None and heard.get(rank, 0) < self._joined]
+        if not 0 < len(absent) <= _FEW:
+            return "the others", "one of them is"
+        return (f"rank {absent[0]}", "it is") if len(absent) == 1 else (f"ranks {', '.join(absent)}", "they are")
+
+    def _say(self, joined: int) -> None:  # noqa: B027  # where ranks can't, nobody knows who is missing
+        """Tell the ranks ``ASKED`` how many collectives this rank has joined in, without waiting for anything."""
+
+    def _heard(self) -> dict[int, int] | None:
+        """What ranks said last, without waiting; None where they can't."""
+        return None
 
 
 def _bytes(data: bytes) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.ranks import Ranks, launched_by_mpi
-from etalumis.strategies.collective import TIMEOUT_S, Collective, CollectiveError, Op
+from etalumis.strategies.collective import ASKED, TIMEOUT_S, Collective, CollectiveError, Op
 
 _TYPES = {
     torch.float32: "FLOAT",
@@ -26,6 +26,7 @@ _OPERATIONS: dict[Op, str] = {"sum": "SUM", "max": "MAX", "min": "MIN"}
 # between two pieces.
 _LARGE_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 26
+_LATE = 1  # tag of messages
 
 
 class MPICollective(Collective):
@@ -47,6 +48,7 @@ class MPICollective(Collective):
         self._mpi = MPI
         self._communicator = communicator.Dup()  # messages of others don't get in between
         self._requests: list[Any] = []  # hold the memory that they read and write, also after an interruption
+        self._late: dict[int, int] = {}  # what ranks said last that waited long
         self._pinned = torch.empty(0, dtype=torch.uint8)
         self.rank = int(communicator.Get_rank())
         self.world_size = int(communicator.Get_size())
@@ -111,6 +113,20 @@ class MPICollective(Collective):
 
     def close(self) -> None:
         """Nothing is given back before the end of the process, where MPI itself ends."""
+        self._heard()  # no message is left on its way
+
+    def _say(self, joined: int) -> None:
+        for rank in ASKED:
+            if rank != self.rank:
+                message = [_as_bytes(torch.tensor([joined])), self._mpi.BYTE]
+                self._requests.insert(0, self._communicator.Isend(message, rank, _LATE))
+
+    def _heard(self) -> dict[int, int]:
+        message, status = torch.zeros(1, dtype=torch.int64), self._mpi.Status()
+        while self._communicator.Iprobe(tag=_LATE, status=status):
+            self._communicator.Recv([_as_bytes(message), self._mpi.BYTE], status.Get_source(), _LATE)
+            self._late[status.Get_source()] = int(message)
+        return self._late
 
     def _carry(self, size: int, nonblocking: Callable[[], Any], blocking: Callable[[], None], what: str) -> None:
         """Small messages politely, large ones (of ``size`` bytes) fast once all ranks have come."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -20,6 +22,8 @@ from etalumis.strategies.collective import TIMEOUT_S, Collective, CollectiveErro
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 # Its name before torch 2.13.
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_LATE = "etalumis/late/"  # key of ranks that waited long
+_ANSWER_S = 1.0
 _FIRST_PORT, _PORTS = 10_000, 22_000  # below those that systems give to outgoing connections
 
 
@@ -45,14 +49,16 @@ class Placement(NamedTuple):
         here = os.environ
         if "RANK" in here and "WORLD_SIZE" in here:
             return cls(int(here["RANK"]), int(here["WORLD_SIZE"]), "env://")
-        if "SLURM_PROCID" not in here:
-            raise CollectiveError("no ranks were launched: start the command with torchrun, or with srun under SLURM")
+        if "SLURM_STEP_NUM_TASKS" not in here:  # of a job, but no step: a batch script, which is one process
+            raise CollectiveError(
+                "no ranks were launched: start the command with torchrun, or with srun under SLURM; those of mpirun "
+                "take strategy=mpi"
+            )
         host = here.get("MASTER_ADDR") or first_host(here.get("SLURM_STEP_NODELIST") or here["SLURM_JOB_NODELIST"])
         # Jobs on one machine, and steps of one job, must not meet.
         step = 31 * int(here.get("SLURM_JOB_ID", 0)) + int(here.get("SLURM_STEP_ID", 0))
         port = here.get("MASTER_PORT") or _FIRST_PORT + step % _PORTS
-        size = here.get("SLURM_STEP_NUM_TASKS") or here["SLURM_NTASKS"]
-        return cls(int(here["SLURM_PROCID"]), int(size), f"tcp://{host}:{port}")
+        return cls(int(here["SLURM_PROCID"]), int(here["SLURM_STEP_NUM_TASKS"]), f"tcp://{host}:{port}")
 
 
 class TorchCollective(Collective):
@@ -114,6 +120,33 @@ class TorchCollective(Collective):
         if self._made and dist.is_initialized():
             dist.destroy_process_group()
 
+    def _say(self, joined: int) -> None:
+        self._ask(lambda store: store.set(f"{_LATE}{self.rank}", str(joined)))
+
+    def _heard(self) -> dict[int, int] | None:
+        heard: dict[int, int] = {}
+
+        def ask(store: Any) -> None:
+            for rank in range(self.world_size):
+                if store.check([f"{_LATE}{rank}"]):
+                    heard[rank] = int(store.get(f"{_LATE}{rank}"))
+
+        asking = self._ask(ask)
+        asking.join(_ANSWER_S)
+        return None if asking.is_alive() else heard
+
+    @staticmethod
+    def _ask(what: Callable[[Any], Any]) -> threading.Thread:
+        """Something of the store by which ranks found each other; rank 0 may keep it, and may be what hangs."""
+
+        def ask() -> None:
+            with suppress(RuntimeError):  # it is gone
+                what(dist.distributed_c10d._get_default_store())
+
+        asking = threading.Thread(target=ask, name="store", daemon=True)
+        asking.start()
+        return asking
+
     def _finish(self, start: Callable[[], Any], what: str) -> None:
         """Torch's own waiting would not let Python hear signals."""
         try:
@@ -124,8 +157,10 @@ class TorchCollective(Collective):
         except CollectiveError:
             raise
         except RuntimeError as error:
+            reason = str(error).partition(". This is typically")[0]  # gloo's text goes on with guesses
             raise CollectiveError(
-                f"rank {self.rank} of {self.world_size} lost the others in {what}: look at their output ({error})"
+                f"rank {self.rank} of {self.world_size} lost another in {what}: it failed or was killed, as its output "
+                f"or the launcher says ({reason})"
             ) from error
 
 
