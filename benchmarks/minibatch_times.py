@@ -33,12 +33,14 @@ class Way(NamedTuple):
         data: which dataset, "random" or "sorted".
         words: settings; ``{draws}`` stands for those of an average minibatch.
         compression: bytes that ranks exchange for a byte of gradients.
+        parts: minibatches that a rank accumulates for an iteration.
     """
 
     about: str
     data: str
     words: tuple[str, ...] = ()
     compression: float = 1.0
+    parts: int = 1
 
 
 _BUCKETS = ("data.buckets=10",)
@@ -49,7 +51,9 @@ WAYS = {
     "bucketed": Way("sorted, 10 buckets by length", "sorted", _BUCKETS),
     "dynamic": Way("sorted, equal numbers of draws", "sorted", _DRAWS),
     "both": Way("sorted, buckets and equal numbers of draws", "sorted", (*_BUCKETS, *_DRAWS)),
-    "bucketed_bf16": Way("sorted, 10 buckets, gradients sent as bf16", "sorted", _BUCKETS, 0.5),
+    # 1,024 ranks have 131,072 traces to an iteration, the paper's 128k.
+    "accumulated": Way("sorted, 10 buckets, two minibatches to an iteration", "sorted", _BUCKETS, 1.0, 2),
+    "accumulated_bf16": Way("the same, gradients sent as bf16", "sorted", _BUCKETS, 0.5, 2),
 }
 SMALL = ("network=tau",)
 # The paper's sizes, but for its 3D CNN, which costs as much for every trace and is timed by itself.

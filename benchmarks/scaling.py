@@ -136,8 +136,16 @@ def on_paper(worker: Worker, folders: dict[str, Path], settings: Settings, paper
             measured[key] = with_cnn(found, repeats) if paper else found
         if paper and not curves:
             speed = PAPER_RATE / simulate(measured[key], 1).rate
-        make = partial(simulate, measured[key], network=ARIES, speed=speed, compression=way.compression)
-        curves[name] = {ranks: make(ranks, iterations=max(LEAST, MINIBATCHES // ranks)) for ranks in RANKS}
+        make = partial(simulate, measured[key], network=ARIES, speed=speed)
+        curves[name] = {
+            ranks: make(
+                ranks,
+                compression=way.compression,
+                parts=way.parts,
+                iterations=max(LEAST, MINIBATCHES // (ranks * way.parts)),
+            )
+            for ranks in RANKS
+        }
     return curves
 
 

@@ -21,7 +21,8 @@ _COLOURS = {
     "bucketed": "#0072b2",
     "dynamic": "#e69f00",
     "both": "#009e73",
-    "bucketed_bf16": "#cc79a7",
+    "accumulated": "#cc79a7",
+    "accumulated_bf16": "#cc79a7",
 }
 
 

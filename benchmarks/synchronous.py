@@ -112,6 +112,7 @@ def simulate(
     iterations: int = 400,
     speed: float = 1.0,
     compression: float = 1.0,
+    parts: int = 1,
     seed: int = 0,
 ) -> Simulated:
     """Train on paper.
@@ -123,18 +124,21 @@ def simulate(
         iterations: how many.
         speed: how many times faster than measured each rank computes.
         compression: bytes sent for a byte of gradients.
+        parts: minibatches that each rank accumulates for an iteration, of a bucket each.
         seed: of the choice.
     """
     generator = np.random.default_rng((seed, ranks))
     in_order = np.sort(measured.bucket)
+    members = {bucket: np.flatnonzero(measured.bucket == bucket) for bucket in np.unique(in_order)}
+    places = (np.arange(iterations * parts) + 0.5) / (iterations * parts) * len(in_order)
+    buckets = generator.permutation(in_order[places.astype(np.int64)]).reshape(iterations, parts)
     rows = (len(measured.row_bytes) + 7) // 8 * 8  # flags of a byte
     seconds, traces = np.empty(iterations), np.empty(iterations, dtype=np.int64)
     waited = exchanged = sent = 0.0
     a, b = measured.step
     for number in range(iterations):
-        bucket = in_order[int((number + 0.5) / iterations * len(in_order))]
-        chosen = generator.choice(np.flatnonzero(measured.bucket == bucket), ranks)
-        work = measured.seconds[chosen] / speed
+        chosen = np.array([generator.choice(members[bucket], ranks) for bucket in buckets[number]])
+        work = measured.seconds[chosen].sum(0) / speed
         union = measured.touched[np.unique(chosen)].any(0)
         size = measured.dense_bytes + float(measured.row_bytes[union].sum())
         exchange = network.all_reduce(ranks, rows) + network.all_reduce(ranks, compression * size)
