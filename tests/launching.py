@@ -34,7 +34,7 @@ def torchrun(ranks: int) -> list[str]:
 
 
 def run(
-    words: Sequence[str | Path], code: int | None = 0, timeout: float = 90.0, cwd: str | Path | None = None
+    words: Sequence[str | Path], code: int | None = 0, timeout: float = 150.0, cwd: str | Path | None = None
 ) -> str:
     """What a command says; an exit code of None is any but 0."""
     done = subprocess.run(

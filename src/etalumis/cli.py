@@ -98,6 +98,11 @@ def run(verb: str, words: Sequence[str]) -> None:
         print(OmegaConf.to_yaml(config), end="")
         return
     settings = plain(config)
+    if settings.get("cluster"):
+        from etalumis.conf.batch_job import start
+
+        print(start(settings, overrides, options.get("--config-dir")))
+        return
     if (settings.get("engine") or {}).get("workers") == "mpi":
         from etalumis.inference.ranks import hand_over
 

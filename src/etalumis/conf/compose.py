@@ -25,6 +25,7 @@ _NUMBERS |= {"test_fraction", "limit"}
 _COUNTS |= {"extra_runs", "max_instances", "rounds", "epochs"}
 _NUMBERS |= {"defensive", "suffix_share", "dependants_share", "temper", "lr", "ess"}
 _COUNTS |= {"skip"}
+_COUNTS |= {"nodes", "ranks_per_node", "cores_per_rank", "gpus_per_node", "grace"}
 _ON_RANKS = ("engine.workers", "mpi")  # the one word that stands for a number
 _SEVERAL = {"sweep", "fixed"}  # overrides, which have several values
 _OPEN = {"simulator", "observe"}  # what stands there is the user's

@@ -59,6 +59,8 @@ def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> Se
     for override in parsed:
         if override.key_or_group in ("resume", "tune"):
             raise ConfigError(f"a search goes on by itself and does not tune: leave {override.input_line} out")
+        if _root(override) == "cluster":
+            raise ConfigError("a search starts its trainings itself: leave cluster out, and start the search in a job")
     known = {override.key_or_group for override in parsed}
     preset = compose("train", own, config_dir)["search"]
     added = [f"{key}={value}" for key, value in {**preset.fixed, **preset.sweep}.items() if key not in known]
