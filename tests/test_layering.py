@@ -34,7 +34,7 @@ ALLOWED_IN = {
     "matplotlib": {"inference"} | TOP_ROOMS,
     "pythia8mc": {"simulators"},
     "rich": {"inference"} | TOP_ROOMS,
-    "mpi4py": {"storage", "strategies"},
+    "mpi4py": {"storage", "inference", "strategies"},
 }
 
 
