@@ -5,13 +5,14 @@ A round draws traces given the observation with the network as it is, weighs the
 2008, "Adaptive importance sampling in general mixture classes"). What is inferred in the end comes from traces drawn
 and weighed afresh, with the density of the network that drew them: exact whatever the training did.
 
-A network trained on few traces of any weight would collapse onto them. Three guards:
+A network trained on few traces of any weight would collapse onto them. Four guards:
 
 - the largest weights are Pareto-smoothed, then raised to the largest power ≤ 1 that leaves an effective sample size of
   :attr:`Refine.ess`: the target is then p^β q^(1 − β), a step from the proposal towards the posterior, and the next
   round begins there;
 - a fifth of the traces is held out, and the network of the epoch with the least loss on them is kept: the one that the
   round began with, where no epoch is better;
+- a round in which fewer than twenty traces have a weight trains nothing;
 - gradients are limited, and where a loss is not finite the round ends with the best network before.
 """
 
@@ -46,6 +47,7 @@ Array = NDArray[np.float64]
 
 _KEY = 0x726566  # "ref": sets these numbers apart from the draws of the same seed
 _HELD_OUT = 5  # every so many-th trace, by weight
+_FEWEST = 20  # traces with a weight that a network may be trained on
 _PATIENCE = 3  # epochs without a lower loss on what is held out
 _MAX_NORM = 10.0
 _HALVINGS = 50
@@ -144,10 +146,12 @@ def refine(
             check_used(plan, outcomes)
             traces = weighted_traces(plan, outcomes)
             weights, power = tempered(traces.log_weight, settings.ess)
-            if not weights.any():
+            positive = np.count_nonzero(weights)
+            if positive < _FEWEST:
                 warnings.append(
-                    f"refinement ended in round {number + 1}: every trace has weight zero. Train on more traces, or "
-                    "let some come from the prior (defensive=0.1)"
+                    f"refinement ended in round {number + 1}: {positive} of {len(weights)} traces have a weight above "
+                    f"zero, and fewer than {_FEWEST} teach nothing. Draw more (refine.num_traces), or let some come "
+                    "from the prior (defensive=0.1)"
                 )
                 break
             fit = _Fit(network, settings, shared, traces, weights, np.random.default_rng(own))
@@ -216,8 +220,7 @@ class _Fit:
         # Heavy and light traces on both sides.
         ranked = np.argsort(-self._weights, kind="stable")[: np.count_nonzero(self._weights)]
         held_out = ranked[_HELD_OUT // 2 :: _HELD_OUT]
-        trained = ranked if len(held_out) == 0 else np.setdiff1d(ranked, held_out)
-        held_out = held_out if len(held_out) else ranked
+        trained = np.setdiff1d(ranked, held_out)
         added = network.grow(self._traces.select(ranked))
         valid = list(self._batches(self._resampled(held_out, len(held_out))))
         before = least = self._loss(valid)
