@@ -6,6 +6,7 @@ wait for every parameter in every step; those of bank rows stand in no ``.grad``
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 from collections.abc import Callable
@@ -17,12 +18,12 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.strategies import ParallelStrategy
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ReduceOp
 from torch.optim import Optimizer
 
 from etalumis.optim import RowOptimizer
-from etalumis.strategies.collective import Collective, Op
+from etalumis.strategies.collective import Collective, CollectiveError, Op
 from etalumis.strategies.exchange import Compression, Exchanged, RowExchange
 
 _REDUCTIONS: dict[str, Op | Literal["mean"]] = {"avg": "mean", "mean": "mean", "sum": "sum", "max": "max", "min": "min"}
@@ -81,6 +82,7 @@ class RowStrategy(ParallelStrategy):
         (optimizer,) = self.optimizers
         assert isinstance(optimizer, RowOptimizer)
         assert self.lightning_module is not None
+        check_networks(self.collective, self.lightning_module)
         share_parameters(self.collective, self.lightning_module)
         self._exchange = RowExchange(self.collective, optimizer.parts, self._compression)
 
@@ -172,6 +174,28 @@ class JobEnvironment(ClusterEnvironment):
 
     def node_rank(self) -> int:
         return self._node
+
+
+def check_networks(collective: Collective, module: LightningModule) -> None:
+    """See that the ranks are about to train one network: parts of equal shapes, and the same addresses in one order.
+
+    Raises:
+        CollectiveError: some ranks have another; they read other data, or other checkpoints.
+    """
+    states = {n: m.get_extra_state() for n, m in module.named_modules() if _has_extra_state(m)}
+    shapes = {name: list(tensor.shape) for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+    words = json.dumps([states, shapes], sort_keys=True, default=str).encode()
+    digests = collective.all_gather_bytes(hashlib.sha256(words).digest())
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise CollectiveError(
+            f"the networks of ranks {others} differ from rank 0's: they have other addresses, or other sizes. Do all "
+            "ranks see the same data and the same checkpoint?"
+        )
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
 @torch.no_grad()
