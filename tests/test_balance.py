@@ -219,6 +219,8 @@ def test_two_ranks_log_what_each_did(data: Path, tmp_path: Path) -> None:
     assert found.ranks == 2
     result = json.loads((output / "result.json").read_text())
     assert result["traces"] == 2 * 380, "of both ranks"
+    assert result["imbalance"] > 0.0
+    assert "waiting for other ranks" in done.stdout
     assert 0.0 < found.best <= found.actual
     assert bool((found.of_ranks[:, PHASES.index(EXCHANGE)] > 0.0).all())
     waiting = found.seconds[:, :, PHASES.index(WAITING)]

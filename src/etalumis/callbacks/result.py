@@ -65,6 +65,7 @@ class Result(Callback):
                 result[f"best {callback.monitor}"] = float(callback.best_model_score)
             elif isinstance(callback, Balance):
                 result |= {"traces": callback.traces, "seconds": callback.seconds, "traces_per_s": callback.rate}
+                result |= {"imbalance": callback.imbalance} if trainer.world_size > 1 else {}
         return result
 
 

@@ -185,6 +185,10 @@ def summary(module: LitInferenceNetwork) -> str:
         elif isinstance(callback, Balance):
             waited = callback.waited / callback.seconds if callback.seconds else 0.0
             lines.append(f"  throughput     {callback.rate:,.0f} traces/s, {waited:.1%} of the time waiting for data")
+            if callback.imbalance:
+                lines.append(
+                    f"  load balance   {callback.imbalance:.1%} of an iteration's best time waiting for other ranks"
+                )
     if module.tested:
         lines.append(f"  {TEST_LOSS}      {module.tested[TEST_LOSS]:.4f} of traces kept for it")
     return "\n".join(sorted(lines, key=lambda line: line.startswith(" ")))
