@@ -161,7 +161,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         (("strategy=mpi", "tune=lr"), "a range test runs in one process"),
         (("strategy=mpi", "search=lstm"), "a search runs in one process"),
         (("strategy=mpi", "--multirun", "seed=1,2"), "a search runs in one process"),
-        (("strategy=ddp_rows",), "the ranks of mpirun take strategy=mpi"),
+        (("strategy=ddp_rows",), "those of mpirun take strategy=mpi"),
     ],
 )
 def test_what_several_ranks_are_refused(
