@@ -21,7 +21,7 @@ class At(Callback):
             files.
         step: the minibatch, counted from 1 in this process.
         moment: ``train`` or ``validation``.
-        note: file in which to write down when it happened (``time.time``).
+        note: file in which to write down when it happened (``time.time``); where it exists, nothing happens any more.
     """
 
     def __init__(self, rank: int, what: str, step: int = 3, moment: str = "train", note: str | None = None) -> None:
@@ -37,7 +37,7 @@ class At(Callback):
         if moment != self._moment or self._rank not in (-1, trainer.global_rank):
             return
         self._left -= 1
-        if self._left:
+        if self._left or (self._note and Path(self._note).exists()):
             return
         if self._note:
             Path(self._note).write_text(str(time.time()))

@@ -10,6 +10,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
             "is whole"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder can't be reached, as was said
+            temporary.unlink()
 
 
 def load(path: str | os.PathLike[str], simulator: str | None = None) -> tuple[InferenceNetwork, dict[str, Any]]:

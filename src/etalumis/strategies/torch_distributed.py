@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from etalumis.strategies.collective import TIMEOUT_S, Collective, CollectiveError, Op
 
@@ -173,7 +175,11 @@ def first_host(hosts: str) -> str:
 def _connect(where: Placement, timeout: float, backend: str) -> None:
     limit = timedelta(seconds=timeout)
     try:
-        dist.init_process_group(backend, where.address, limit, where.world_size, where.rank)
+        store, rank, world_size = next(rendezvous(where.address, where.rank, where.world_size, timeout=limit))
+        store.set_timeout(limit)
+        # Ranks that torchrun starts again may meet in the store of those before, and must not read where those were.
+        store = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, None, limit, world_size, rank, store)
     except (RuntimeError, ValueError) as error:
         raise CollectiveError(
             f"rank {where.rank} of {where.world_size} does not find the others at {where.address}: start "
