@@ -26,31 +26,24 @@ _COLOURS = {
 }
 
 
-def draw(
-    path: Path,
-    small: dict[str, dict[int, Simulated]],
-    large: dict[str, dict[int, Simulated]],
-    measured: dict[int, float],
-) -> Figure:
+def draw(path: Path, predicted: dict[str, dict[str, dict[int, Simulated]]], measured: dict[int, float]) -> Figure:
     """Predicted curves, what was measured on this machine, and the paper's points.
 
     Args:
         path: of the file.
-        small, large: predictions by way and number of ranks, of two networks; ``large`` may be empty.
+        predicted: by title of a panel, then by way and number of ranks.
         measured: efficiency by number of ranks.
     """
     with rc_context(RC):
-        panels = [("network=tau, a rank as fast as a core here", small)]
-        if large:
-            panels.append(("the paper's sizes and 3D CNN, a rank as fast as its socket", large))
+        panels = list(predicted.items())
         figure = Figure(figsize=(5.5 * len(panels), 4.6), layout="constrained")
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (title, curves) in zip(row, panels, strict=True):
             _curves(axes, curves)
             axes.set_title(title)
-        row[0].plot(list(measured), list(measured.values()), "k+", markersize=9, label="measured here", zorder=4)
+        row[-1].plot(list(measured), list(measured.values()), "k+", markersize=9, label="measured here", zorder=4)
         row[0].set_ylabel("weak-scaling efficiency")
-        handles, labels = row[0].get_legend_handles_labels()
+        handles, labels = row[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return finished(figure, path)
 

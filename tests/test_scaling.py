@@ -134,8 +134,8 @@ def test_results_name_the_best_way_without_compression() -> None:
     assert (found[0].target, found[1].target) == (0.85, None)
     assert "10 buckets" in found[0].note
     assert found[0].ratio == pytest.approx(found[0].ours / found[0].theirs, rel=1e-3)
-    large = list(scaling.paper_results(curves(plain=1.0), "paper_", settings))
-    assert [result.name for result in large] == ["predicted_paper_plain_1024"]
+    large = list(scaling.paper_results(curves(plain=1.0), "small_", settings))
+    assert [result.name for result in large] == ["predicted_small_plain_1024"]
 
 
 def test_real_ranks_are_compared_by_medians(tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_real_ranks_are_compared_by_medians(tmp_path: Path) -> None:
     assert "peak 180" in two.note
     assert (four.name, four.ratio) == ("efficiency_4", 0.5)
     figure = importlib.import_module("benchmarks.scaling_figure")
-    figure.draw(tmp_path / "a.png", curves(plain=1.0, mixed=2.0), {}, {1: 1.0, 2: 0.85})
-    figure.draw(tmp_path / "b.png", curves(plain=1.0), curves(plain=3.0), {1: 1.0})
+    figure.draw(tmp_path / "a.png", {"one": curves(plain=1.0, mixed=2.0)}, {1: 1.0, 2: 0.85})
+    figure.draw(tmp_path / "b.png", {"one": curves(plain=1.0), "other": curves(plain=3.0)}, {1: 1.0})
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
