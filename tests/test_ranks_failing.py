@@ -129,6 +129,29 @@ def test_a_rank_that_hangs_is_named(data: Path, tmp_path: Path) -> None:
     )
 
 
+HANGING = """
+import os, signal, threading, torch
+from etalumis.strategies.mpi import MPICollective
+ranks = MPICollective(timeout=5.0)
+many = torch.ones(1 << 25)
+ranks.barrier()
+if ranks.rank == 1:
+    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+while True:
+    ranks.all_reduce(many.fill_(1.0))
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_while_data_flows(tmp_path: Path) -> None:
+    """Where MPI waits by itself, and no signal reaches Python."""
+    needs_mpi()
+    said = fails([*mpirun(2), "-c", HANGING])
+    assert re.search(
+        r"^rank 0 of 2: an all-reduce did not end in 5 s|^rank 0 of 2 waited 5 s in vain for rank 1", said, re.M
+    )
+
+
 # --- a job is asked to stop -----------------------------------------------------------------------
 
 

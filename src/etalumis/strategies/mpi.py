@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ _OPERATIONS: dict[Op, str] = {"sum": "SUM", "max": "MAX", "min": "MIN"}
 # between two pieces.
 _LARGE_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 26
+_LOOK_S = 5.0  # between two looks at a call that nothing can interrupt
 _LATE = 1  # tag of messages
 
 
@@ -33,7 +37,8 @@ class MPICollective(Collective):
     """The ranks of an MPI job. Tensors on a GPU travel through memory of the host, for sums and broadcasts pinned.
 
     Args:
-        timeout: seconds to wait for other ranks, until all have come to a collective; not once data flows.
+        timeout: seconds to wait for other ranks. Where one is lost while data flows, the others can't be called back
+            to Python, and the job ends by :meth:`abort`.
         communicator: of mpi4py, of which a duplicate is used; None takes the whole job.
 
     Raises:
@@ -53,6 +58,7 @@ class MPICollective(Collective):
         self.rank = int(communicator.Get_rank())
         self.world_size = int(communicator.Get_size())
         self.timeout = timeout
+        self._watch = _Watch(timeout, self.abort)
 
     def all_reduce(self, tensor: Tensor, op: Op = "sum") -> Tensor:
         kind, operation = getattr(self._mpi, _TYPES[tensor.dtype]), getattr(self._mpi, _OPERATIONS[op])
@@ -65,7 +71,8 @@ class MPICollective(Collective):
         self._finish(self._communicator.Ibarrier(), "an all-reduce")
         for start in range(0, flat.size, _PIECE_BYTES // size):
             piece = flat[start : start + _PIECE_BYTES // size]
-            self._communicator.Allreduce(self._mpi.IN_PLACE, [piece, kind], operation)
+            with self._watch.over("an all-reduce"):
+                self._communicator.Allreduce(self._mpi.IN_PLACE, [piece, kind], operation)
         return _back(tensor, host)
 
     def broadcast(self, tensor: Tensor, root: int = 0) -> Tensor:
@@ -134,7 +141,8 @@ class MPICollective(Collective):
             self._finish(nonblocking(), what)
         elif size:
             self._finish(self._communicator.Ibarrier(), what)
-            blocking()
+            with self._watch.over(what):
+                blocking()
 
     def _finish(self, request: Any, what: str) -> None:
         self._requests.append(request)
@@ -150,6 +158,42 @@ class MPICollective(Collective):
         if self._pinned.numel() < size:
             self._pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return self._pinned[:size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+class _Watch:
+    """Ends the job where a call of MPI that nothing can interrupt takes too long.
+
+    Args:
+        timeout: seconds.
+        abort: ends the job with a message, from another thread.
+    """
+
+    def __init__(self, timeout: float, abort: Callable[[str], object]) -> None:
+        self._timeout, self._abort = timeout, abort
+        self._call: tuple[float, str] | None = None  # when the call at work should have ended, and what it is
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def over(self, what: str) -> Iterator[None]:
+        """While a call is at work."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+            self._thread.start()
+        self._call = time.monotonic() + self._timeout, what
+        try:
+            yield
+        finally:
+            self._call = None
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(min(self._timeout / 10.0, _LOOK_S))
+            call = self._call
+            if call is not None and time.monotonic() > call[0]:
+                self._abort(
+                    f"{call[1]} did not end in {self._timeout:g} s: another rank, or the network, is gone or hangs; "
+                    "look at their output, or give more time (strategy.timeout)"
+                )
 
 
 def _back(tensor: Tensor, host: Tensor) -> Tensor:
