@@ -91,7 +91,8 @@ def _join(config: Config, ranks: Ranks) -> None:
 def _steps(config: Config, ranks: Ranks) -> Summary:
     started = time.monotonic()
     folder, sizes = Path(config["output"]), config["demo"]
-    console = Console() if sys.stdout.isatty() else Console(width=100)
+    terminal = sys.stdout.isatty() and ranks.size == 1  # mpirun makes one of every file and pipe
+    console = Console() if terminal else Console(width=100, force_terminal=False)
     remember(config, folder)
     model = build_model(config["simulator"])
 
