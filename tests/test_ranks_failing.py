@@ -105,7 +105,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_job(data: Path, tmp_path: 
     words = [*at(0, "full", tmp_path / "note"), "checkpoint_minutes=1e-6", "trainer.max_epochs=1000"]
     said = fails(command("mpi", 2, data, tmp_path / "out", *words))
     assert since(tmp_path / "note") < SOON
-    assert re.search(r"^rank 0 of 2: .*last\.ckpt can't be written: .*too large\. If the disk is full", said, re.M)
+    assert re.search(r"rank 0 of 2: .*last\.ckpt can't be written: .*too large\. If the disk is full", said)
     assert last(tmp_path / "out")["global_step"] in (1, 2)
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["last.ckpt"]
 
@@ -124,9 +124,7 @@ def test_a_rank_that_hangs_is_named(data: Path, tmp_path: Path) -> None:
     words = [*at(2, "SIGSTOP", tmp_path / "note"), "strategy.timeout=20", "trainer.max_epochs=1000"]
     said = fails(command("mpi", 4, data, tmp_path / "out", *words))
     assert since(tmp_path / "note") < 20.0 + SOON
-    assert re.search(
-        r"^rank [01] of 4 waited 20 s in vain for rank 2 to join in an? [a-z-]+: it is gone or busy", said, re.M
-    )
+    assert re.search(r"rank [01] of 4 waited 20 s in vain for rank 2 to join in an? [a-z-]+: it is gone or busy", said)
 
 
 HANGING = """
@@ -147,9 +145,7 @@ def test_a_rank_that_hangs_while_data_flows(tmp_path: Path) -> None:
     """Where MPI waits by itself, and no signal reaches Python."""
     needs_mpi()
     said = fails([*mpirun(2), "-c", HANGING])
-    assert re.search(
-        r"^rank 0 of 2: an all-reduce did not end in 5 s|^rank 0 of 2 waited 5 s in vain for rank 1", said, re.M
-    )
+    assert re.search(r"rank 0 of 2: an all-reduce did not end in 5 s|rank 0 of 2 waited 5 s in vain for rank 1", said)
 
 
 # --- a job is asked to stop -----------------------------------------------------------------------

@@ -89,12 +89,13 @@ class Loader(DataLoader):
 def _next(batches: Iterator[TrainingBatch]) -> TrainingBatch | None:
     try:
         return next(batches, None)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        ended = "exited unexpectedly" in str(error) or not isinstance(error, RuntimeError)
+        if not ended or str(error).startswith("Caught"):
+            raise  # what a process met, not its end
         raise RuntimeError(
-            f"a process that reads minibatches was killed, as the system does where memory is short: {error}; give "
-            "data.workers=0 to read in the training process"
+            "a process that reads minibatches was killed, as the system does where memory is short "
+            f"({' '.join(str(error).split())}); give data.workers=0 to read in the training process"
         ) from error
 
 

@@ -30,6 +30,7 @@ _OPERATIONS: dict[Op, str] = {"sum": "SUM", "max": "MAX", "min": "MIN"}
 _LARGE_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 26
 _LOOK_S = 5.0  # between two looks at a call that nothing can interrupt
+_HEARD_S = 0.2  # for mpirun to pass on what was said: it may not after the end
 _LATE = 1  # tag of messages
 
 
@@ -116,6 +117,7 @@ class MPICollective(Collective):
         self._finish(self._communicator.Ibarrier(), "a barrier")
 
     def _end_job(self) -> None:
+        time.sleep(_HEARD_S)
         self._communicator.Abort(1)
 
     def close(self) -> None:
