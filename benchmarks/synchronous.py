@@ -2,10 +2,11 @@
 
 In each iteration every rank works on a minibatch of the same bucket, chosen at random among the measured ones; buckets
 have as many iterations as they have minibatches. The slowest rank ends the work of all. Then gradients are exchanged
-and all ranks make the same step, on the union of what their minibatches touched. Nothing overlaps. What is modelled is
-an all-reduce by the α–β–γ model of Thakur, Rabenseifner and Gropp (Optimization of Collective Communication Operations
-in MPICH, 2005): a message of n bytes takes α + nβ, adding n bytes to others nγ. Noise of the system, and of other jobs
-in its network, is not in it.
+and all ranks make the same step, on the union of what their minibatches touched; where ranks are more than the measured
+minibatches of the bucket, on every row there is, as more minibatches would touch other rows. Nothing overlaps. What is
+modelled is an all-reduce by the α–β–γ model of Thakur, Rabenseifner and Gropp (Optimization of Collective Communication
+Operations in MPICH, 2005): a message of n bytes takes α + nβ, adding n bytes to others nγ. Noise of the system, and of
+other jobs in its network, is not in it.
 """
 
 from __future__ import annotations
@@ -139,7 +140,10 @@ def simulate(
     for number in range(iterations):
         chosen = np.array([generator.choice(members[bucket], ranks) for bucket in buckets[number]])
         work = measured.seconds[chosen].sum(0) / speed
-        union = measured.touched[np.unique(chosen)].any(0)
+        if ranks > min(len(members[bucket]) for bucket in buckets[number]):
+            union = np.ones(len(measured.row_bytes), dtype=np.bool_)
+        else:
+            union = measured.touched[np.unique(chosen)].any(0)
         size = measured.dense_bytes + float(measured.row_bytes[union].sum())
         exchange = network.all_reduce(ranks, rows) + network.all_reduce(ranks, compression * size)
         seconds[number] = work.max() + exchange + (a + b * size) / speed
