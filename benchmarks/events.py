@@ -8,6 +8,9 @@ are chosen by a rule before anything is inferred: of each of the three most freq
 first event of the demo's seed that the demo's rule takes (20 GeV visible). Of muons, nearly as frequent as electrons,
 no more than 2 GeV reach the calorimeter, far below its noise: their images say nothing.
 
+Both engines go on, as many executions at a time as the demo makes, until their effective sample size and R̂ are within
+the demo's limits; whether they agree has no say in it.
+
 Costs are seconds of processor time: the wall time on a core of one's own, and hardly longer on a busy one. An
 effective sample is one of the weights' ESS of IC, and of the smallest bulk ESS over the demo's variables of RMH. In
 the paper 7.68 M traces of RMH took 115 hours on a node, 2 M of IC half an hour on 24: 230 times, training not counted.
