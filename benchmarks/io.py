@@ -179,7 +179,7 @@ def wait_share(folder: Path, settings: Settings) -> Result:
     model = et.Model(Tau(), "tau")
     data = write(folder, model, traces, 256)
     words = ["network=tau", f"data.train={data}", "data.workers=1", "data.batch_size=64", f"output={folder / 'run'}"]
-    words += [f"trainer.max_epochs={epochs}", "threads=1", "+callbacks.probe._target_=benchmarks.waiting.Probe"]
+    words += [f"trainer.max_epochs={epochs}", "threads=1", "callbacks.balance._target_=benchmarks.waiting.Probe"]
 
     def measure() -> float:
         done = subprocess.run(

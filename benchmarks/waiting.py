@@ -8,13 +8,13 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
-from etalumis.callbacks.throughput import Throughput
+from etalumis.callbacks import Balance
 
 _FIRST = 4  # steps that start everything
 
 
-class Probe(Throughput):
-    """Prints ``{"wait_share": …}`` on standard error at the end."""
+class Probe(Balance):
+    """In place of the callback that it extends: prints ``{"wait_share": …}`` on standard error at the end."""
 
     _start = (0.0, 0.0)
 
@@ -26,6 +26,7 @@ class Probe(Throughput):
             self._start = (self.seconds, self.waited)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_train_end(trainer, module)
         seconds, waited = self._start
         share = (self.waited - waited) / (self.seconds - seconds)
         print(json.dumps({"wait_share": share}), file=sys.stderr, flush=True)

@@ -28,6 +28,14 @@ def sequence(*values: float) -> Callable[[], float]:
     return lambda: next(numbers)
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")))
+def test_every_benchmark_can_be_loaded(name: str) -> None:
+    if name == "pyprob_driver":
+        pytest.skip("runs in an environment of its own")
+    pytest.importorskip("torch")
+    importlib.import_module(f"benchmarks.{name}")
+
+
 def test_medians_are_taken_after_a_warm_up() -> None:
     result = single("latency_us", sequence(99.0, 1.0, 5.0, 2.0), unit="us", target=6.0, settings=QUICK)
     assert (result.ours, result.repeats, result.ratio, result.theirs) == (2.0, 3, None, None)
