@@ -223,9 +223,9 @@ def test_nothing_to_propose() -> None:
 
 def test_progress(network: InferenceNetwork) -> None:
     told: list[tuple[int, str]] = []
-    engine = et.IC(network, refine=et.Refine(rounds=2, num_traces=100, epochs=2))
+    engine = et.IC(network, refine=et.Refine(rounds=2, num_traces=110, epochs=2))
     et.posterior(et.Model(gaussian), FAR, engine, 50, progress=lambda amount, note: told.append((amount, note)))
-    assert sum(amount for amount, _ in told) == 2 * 100 + 50
+    assert sum(amount for amount, _ in told) == 2 * 110 + 50
     notes = [note for _, note in told if note]
     assert notes[0].startswith("round 1, ESS ")
     assert "epoch 1, loss" in notes[0]
@@ -256,6 +256,8 @@ def test_refusals(network: InferenceNetwork) -> None:
         et.Refine(epochs=0)
     with pytest.raises(ValueError, match="lr must be above 0"):
         et.Refine(lr=math.nan)
+    with pytest.raises(ValueError, match="teach nothing"):
+        et.Refine(num_traces=100)  # of any weights; an ESS of 100 needs more of them
     with pytest.raises(et.ObservationError, match="obs7"):
         et.posterior(et.Model(gaussian), {**FAR, "obs7": 1.0}, et.IC(network, refine=QUICK), 10)
 

@@ -59,7 +59,7 @@ class Refine:
 
     Args:
         rounds: of drawing and training; 0 leaves the network as it is.
-        num_traces: to draw in each round.
+        num_traces: to draw in each round; more than ``ess``.
         epochs: over a round's traces at most; it ends earlier when the loss on held-out traces rises.
         minibatch: traces in a step.
         lr: learning rate of Adam.
@@ -83,6 +83,11 @@ class Refine:
                 raise ValueError(f"refine: {name} must be at least 1; got {getattr(self, name)}")
         if not 0.0 < self.lr < math.inf or not self.ess >= 1.0:
             raise ValueError(f"refine: lr must be above 0 and ess at least 1; got {self.lr} and {self.ess}")
+        if self.ess >= self.num_traces:
+            raise ValueError(
+                f"refine: num_traces={self.num_traces} traces can't have an effective sample size of ess={self.ess} unless "
+                "all count alike, which teaches nothing: give more traces, best ten times as many, or a lower ess"
+            )
 
 
 class Round(NamedTuple):
