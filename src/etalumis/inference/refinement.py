@@ -85,7 +85,7 @@ class Refine:
             raise ValueError(f"refine: lr must be above 0 and ess at least 1; got {self.lr} and {self.ess}")
         if self.ess >= self.num_traces:
             raise ValueError(
-                f"refine: num_traces={self.num_traces} traces can't have an effective sample size of ess={self.ess} unless "
+                f"refine: num_traces={self.num_traces} can't have an effective sample size of ess={self.ess} unless "
                 "all count alike, which teaches nothing: give more traces, best ten times as many, or a lower ess"
             )
 
