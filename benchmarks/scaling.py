@@ -39,6 +39,7 @@ from benchmarks.common import Result, Settings, significant
 from benchmarks.minibatch_times import BATCH, LARGE, PAPER_RATE, SMALL, WAYS, Worker, average_draws, sampled, with_cnn
 from benchmarks.scaling_figure import draw
 from benchmarks.synchronous import ARIES, Measured, Simulated, efficiency, simulate
+from etalumis.execution.pool import cores
 from etalumis.networks.memory import keep_freed_memory
 from etalumis.report.balance import Phases
 
@@ -113,8 +114,8 @@ def real_results(rates: dict[int, list[float]]) -> Iterator[Result]:
     for ranks in sorted(rates.keys() - {1}):
         median, peak = statistics.median(rates[ranks]), max(rates[ranks])
         note = (
-            f"{ranks} ranks on {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} "
-            f"cores: {median:,.0f} traces/s, peak {peak:,.0f}; one rank {one:,.0f}, peak {max(rates[1]):,.0f}"
+            f"{ranks} ranks on {cores()} cores: {median:,.0f} traces/s, peak {peak:,.0f}; one rank {one:,.0f}, peak "
+            f"{max(rates[1]):,.0f}"
         )
         ours, ratio = significant(median / ranks), significant(median / ranks / one)
         yield Result(
