@@ -144,7 +144,7 @@ class Plan:
 
 HOW = ("data._target_=benchmarks.bucketing.RanksInTurn", f"data.batch_size={OF_RANK}", "optimizer=adam")
 HOW += ("optimizer.lr=5e-3", "scheduler=polynomial")
-FULL = Plan(131_072, 4096, 1, 2, 8, 8, 5, ("network=tau", *HOW))
+FULL = Plan(131_072, 4096, 1, 3, 8, 8, 5, ("network=tau", *HOW))
 QUICK = Plan(2048, 128, 1, 1, 1, 1, 3, ("network=small", *HOW))
 
 
