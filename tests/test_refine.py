@@ -187,6 +187,22 @@ def test_each_event_has_a_network_of_its_own(network: InferenceNetwork) -> None:
     assert np.array_equal(alone.log_weights, refined[0].log_weights)
 
 
+def test_rounds_events_and_results_have_random_numbers_of_their_own() -> None:
+    """Seen at a draw that no network proposes. Traces that the training has met are none of the result's."""
+    drawn: list[float] = []
+
+    def noisy() -> None:
+        mu = et.sample(Normal(0.0, 1.0), name="mu")
+        drawn.append(et.sample(Normal(0.0, 1.0), name="noise", control=False))
+        et.observe(Normal(mu, 1.0), name="y")
+
+    network = untrained(traces(noisy, 50), "noisy")
+    drawn.clear()
+    settings = et.Refine(rounds=2, num_traces=110, epochs=1)
+    et.posteriors(et.Model(noisy), [{"y": 1.0}, {"y": 2.0}], et.IC(network, refine=settings), num_traces=110, seed=1)
+    assert len(drawn) == len(set(drawn)) == 2 * 3 * 110
+
+
 def test_a_divergent_training_harms_nothing(network: InferenceNetwork) -> None:
     wild = et.Refine(rounds=3, num_traces=300, epochs=5, lr=1e30)
     post = et.posterior(et.Model(gaussian), {"obs0": 2.0, "obs1": 1.0}, et.IC(network, refine=wild), 1000, seed=1)
