@@ -54,7 +54,7 @@ class Submitit(Allocation):
         if self.executor == "slurm":
             return f"job {job.job_id} of {self.nodes} × {self.ranks_per_node} ranks writes {job.paths.stdout}"
         job.results()
-        return job.stdout().strip() if job.stdout() else ""
+        return (job.stdout() or "").strip()
 
     def parameters(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The allocation in submitit's words."""
