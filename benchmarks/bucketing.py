@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.bucketing_figure import draw
 from benchmarks.common import Result, describe, machine, significant
 from benchmarks.trainings import Training, arguments, tau_data, train
 from etalumis.conf.compose import compose, plain
@@ -278,44 +279,6 @@ def results(plan: Plan, times: Mapping[str, Times], found: Mapping[str, Sequence
     return out
 
 
-def draw(times: Mapping[str, Times], found: Mapping[str, Sequence[Training]], traces: int, path: Path) -> None:
-    """Validation loss against traces, of which there were so many; and rates, of ranks that wait and that don't."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    from etalumis.inference.figures.style import LOOKS, RC
-    from etalumis.report.training import LOSS
-
-    looks = dict(zip(SCHEMES, LOOKS, strict=False))
-    with rc_context(RC):
-        figure = Figure(figsize=(10.0, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        for scheme, several in found.items():
-            look = looks[scheme]
-            curves = np.array([training.losses for training in several])
-            across = np.array(several[0].steps) * (traces / several[0].steps[-1])
-            line = {"color": look.colour, "linestyle": look.dash}
-            left.plot(across, curves.mean(0), marker="o", markersize=3, label=scheme, **line)
-            if len(curves) > 1:
-                left.fill_between(across, curves.min(0), curves.max(0), color=look.colour, alpha=0.2, linewidth=0.0)
-        later = [loss for several in found.values() for training in several for loss in training.losses[1:]]
-        if later:  # the first may be far above all others
-            left.set_ylim(min(later) - 0.2, max(later) + 0.4)
-        left.set_xlabel("traces seen")
-        left.set_ylabel(f"validation {LOSS}")
-        left.legend()
-        places = np.arange(len(times))
-        colours = [looks[scheme].colour for scheme in times]
-        right.bar(places, [one.together / RANKS for one in times.values()], color=colours)
-        best = [one.balanced / RANKS for one in times.values()]
-        right.plot(places, best, "k_", markersize=28, label="if none had to wait")
-        right.set_ylim(0.0, 1.25 * max(best))
-        right.set_xticks(places, list(times))
-        right.set_ylabel(f"traces a second of each of {RANKS} ranks")
-        right.legend(loc="upper left")
-        figure.savefig(path, dpi=150)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     given = arguments("bucketing", __doc__).parse_args(argv)
     plan = QUICK if given.quick else FULL
@@ -325,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         times, found = throughput(plan, folder), trainings(plan, folder)
     if given.figures is not None:
         given.figures.mkdir(parents=True, exist_ok=True)
-        draw(times, found, plan.epochs * plan.traces, given.figures / "bucketing.png")
+        draw(times, found, RANKS, plan.epochs * plan.traces, given.figures / "bucketing.png")
     outcome = results(plan, times, found)
     for result in outcome:
         print(describe(result), file=sys.stderr, flush=True)
