@@ -123,7 +123,7 @@ def test_what_ranks_share_and_what_each_has_of_its_own(
     on_ranks(launcher, data / "branching", tmp_path / "d", *LOGGED, "data.batch_size=32", *words)
     seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     (noise, first, threads, workers), (other, second, *others) = seen
-    assert noise != other, "dropout differs"
+    assert noise != other, "random numbers of its own"
     assert first == second, "one network"
     share = max(cores() // 2, 1)
     assert [threads, workers] == others == [share, int(share > 1)]

@@ -91,8 +91,8 @@ def _next(batches: Iterator[TrainingBatch]) -> TrainingBatch | None:
         return next(batches, None)
     except (RuntimeError, ConnectionError, EOFError) as error:
         ended = "exited unexpectedly" in str(error) or not isinstance(error, RuntimeError)
-        if not ended or str(error).startswith("Caught"):
-            raise  # what a process met, not its end
+        if not ended or not isinstance(batches, Ahead) or str(error).startswith("Caught"):
+            raise  # what was met in reading, here or by a process, not a process's end
         raise RuntimeError(
             "a process that reads minibatches was killed, as the system does where memory is short "
             f"({' '.join(str(error).split())}); give data.workers=0 to read in the training process"

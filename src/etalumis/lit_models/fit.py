@@ -83,7 +83,7 @@ def _fit(config: Mapping[str, Any], output: Path, trial: bool, strategy: RowStra
     resume = None if trial else find_checkpoint(config["resume"], output)
     module, data = make_module(config, resume)
     if strategy is not None:
-        torch.manual_seed(derived_seed(config["seed"], strategy.global_rank))  # equal weights, but not equal dropout
+        torch.manual_seed(derived_seed(config["seed"], strategy.global_rank))  # for what draws while it trains
     trainer = make_trainer(config, data.valid_order.traces > 0, strategy=strategy)
     if str(config["trainer"].get("precision")) in _DOUBLE:
         module.double()  # before a checkpoint is loaded into it, which Lightning does first
@@ -100,7 +100,7 @@ def _fit(config: Mapping[str, Any], output: Path, trial: bool, strategy: RowStra
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         except ProposalError as error:
             if not trial:
-                write_diverged(output / "result.json", trainer.global_step, error)
+                write_diverged(output / "result.json", trainer.global_step, error, trainer.global_rank)
             raise
         except SystemExit:  # what Lightning makes of a second Ctrl-C
             if trainer.interrupted:
@@ -117,7 +117,14 @@ def _test(trainer: Trainer, module: LitInferenceNetwork, data: TrackedDataModule
     path = output / "network.pt"
     last = LitInferenceNetwork(checkpoint.load(path)[0], module.make_optimizer) if path.exists() else module
     last.to(dtype=next(module.parameters()).dtype)
-    (losses,) = trainer.test(last, datamodule=data, verbose=False)
+    tested = trainer.test(last, datamodule=data, verbose=False)
+    if not tested:  # each rank gets as many minibatches as the others, and none is empty
+        warnings.warn(
+            f"{data.test_traces} traces to test with are too few for {trainer.world_size} ranks: nothing was tested",
+            stacklevel=2,
+        )
+        return {}
+    (losses,) = tested
     result = output / "result.json"
     if trainer.is_global_zero and result.exists():
         found = json.loads(result.read_text(encoding="utf-8")) | losses
@@ -194,10 +201,12 @@ def summary(module: LitInferenceNetwork) -> str:
     return "\n".join(sorted(lines, key=lambda line: line.startswith(" ")))
 
 
-def write_diverged(path: Path, steps: int, error: ProposalError) -> None:
-    """Note that a training came to no good end."""
+def write_diverged(path: Path, steps: int, error: ProposalError, rank: int = 0) -> None:
+    """Note that a training came to no good end; several ranks may find that out at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps({"diverged": str(error), "steps": steps}, indent=2) + "\n").encode())
+    own = path.with_name(f".{path.name}.{rank}")
+    write_atomically(own, (json.dumps({"diverged": str(error), "steps": steps}, indent=2) + "\n").encode())
+    own.replace(path)
 
 
 def make_trainer(

@@ -13,7 +13,8 @@ from typing import Any
 from etalumis.storage.errors import DatasetError
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
-_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "RANK")  # the last one is torchrun's
+# RANK is torchrun's, which srun may have started once on each node.
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "RANK", "SLURM_PROCID")
 _PROGRESS = 1  # tag of messages
 _PAUSE_S = 0.02  # MPI itself waits at full load
 

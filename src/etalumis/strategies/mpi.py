@@ -141,7 +141,7 @@ class MPICollective(Collective):
         """Small messages politely, large ones (of ``size`` bytes) fast once all ranks have come."""
         if size <= _LARGE_BYTES:
             self._finish(nonblocking(), what)
-        elif size:
+        else:
             self._finish(self._communicator.Ibarrier(), what)
             with self._watch.over(what):
                 blocking()
