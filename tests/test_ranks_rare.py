@@ -1,4 +1,4 @@
-"""What seldom happens on ranks: several meet one error at once, and there is less data than ranks."""
+"""What seldom happens on ranks: one error on all at once, less data than ranks, another number of them."""
 
 import json
 import threading
@@ -8,12 +8,13 @@ import pytest
 from torch.utils.data import Dataset
 
 from etalumis.datamodules.loader import Loader
-from etalumis.lit_models.fit import write_diverged
+from etalumis.lit_models.fit import fit, write_diverged
+from etalumis.lit_models.minibatch import with_minibatch
 from etalumis.networks import ProposalError, TrainingBatch
-from etalumis.storage import simulate
+from etalumis.storage import DatasetError, simulate
 from etalumis.storage.ranks import launched_rank
 from launching import mpirun, needs_mpi, run
-from training_runs import SMALL, gaussian_model
+from training_runs import SMALL, gaussian_model, settings
 
 pytestmark = [
     pytest.mark.timeout(110),
@@ -58,6 +59,15 @@ def test_ranks_of_a_torchrun_on_each_node_of_slurms(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("RANK", "1")
     assert launched_rank() == 1
+
+
+def test_parts_of_another_number_of_ranks_within_an_epoch(tmp_path: Path) -> None:
+    """A minibatch over all ranks is cut by their number, so the same command finds an epoch of other minibatches."""
+    simulate(gaussian_model, tmp_path / "data", 400, model="gaussian", workers=0, chunk_size=50)
+    data, words = tmp_path / "data", ["minibatch=64", "data.batch_size=64"]
+    fit(with_minibatch(settings(data, tmp_path / "out", *words, "trainer.max_steps=3"), ranks=2))
+    with pytest.raises(DatasetError, match="follows from the number of ranks: go on with as many"):
+        fit(with_minibatch(settings(data, tmp_path / "out", *words, "trainer.max_steps=6"), ranks=1))
 
 
 class Damaged(Dataset[TrainingBatch]):

@@ -18,7 +18,7 @@ from etalumis.datamodules.sampler import RankSampler
 from etalumis.datamodules.simulation import Copy, SimulationLoader, Source
 from etalumis.datamodules.sources import Held, JoinedDatasets
 from etalumis.datamodules.split import limited
-from etalumis.datamodules.tracked import Resumed, TrackedDataModule
+from etalumis.datamodules.tracked import AS_MANY, Resumed, TrackedDataModule
 from etalumis.execution import Address, TraceBatch
 from etalumis.execution.cancellation import Cancellation
 from etalumis.execution.pool import cores
@@ -199,6 +199,7 @@ class OnlineDataModule(TrackedDataModule):
         if state_dict["form"] != [self._chunk_size, self._parts, self._epoch_chunks]:
             raise DatasetError(
                 "the checkpoint is of a training with another chunk_size, batch_size or epoch_traces: give its settings"
+                f"{AS_MANY}"
             )
         epoch, first, given, before, ranks = (
             int(state_dict[key]) for key in ("epoch", "first_chunk", "given", "minibatches", "world_size")

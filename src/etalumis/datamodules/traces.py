@@ -17,7 +17,7 @@ from etalumis.datamodules.reading import Minibatches, Reader
 from etalumis.datamodules.sampler import RankSampler
 from etalumis.datamodules.sources import JoinedDatasets
 from etalumis.datamodules.split import Side, Split, limited
-from etalumis.datamodules.tracked import Resumed, Told, TrackedDataModule
+from etalumis.datamodules.tracked import AS_MANY, Resumed, Told, TrackedDataModule
 from etalumis.execution import TraceBatch
 from etalumis.execution.pool import cores
 from etalumis.networks.layout import Row, row_of
@@ -218,7 +218,7 @@ class TracesDataModule(TrackedDataModule):
         if position.dealt and state_dict["data"] != self._fingerprint:
             raise DatasetError(
                 f"the checkpoint stands in the middle of epoch {position.epoch + 1} of other data, or of the same in "
-                "another order: give the datasets, batch_size, fractions, buckets and seed that it was made with"
+                f"another order: give the datasets, batch_size, fractions, buckets and seed it was made with{AS_MANY}"
             )
         self.position = self._resumed_at = position
         # Minibatches are counted from the end of the epoch, so that it is as long as all others.

@@ -15,6 +15,9 @@ from etalumis.networks.observed import met_observations
 from etalumis.storage.sites import Seen, join_observed, observed
 from etalumis.strategies import Collective
 
+# What is added where a position can't be gone on from.
+AS_MANY = "; with minibatch=..., batch_size follows from the number of ranks: go on with as many"
+
 
 class Resumed(NamedTuple):
     """Where training was gone on with.
