@@ -202,6 +202,7 @@ def test_parts_of_an_iteration_are_summed(data: Path, tmp_path: Path) -> None:
     assert found.actual * 4 == pytest.approx(result["seconds"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_two_ranks_log_what_each_did(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("mpi4py", reason="pip install 'etalumis[mpi]'")
     if not MPIRUN.exists():

@@ -75,6 +75,7 @@ def test_ranks_grow_together(tmp_path: Path) -> None:
     assert_same_network(trained_on_ranks(2, tmp_path / "two"), one)
 
 
+@pytest.mark.slow
 def test_traces_with_unknown_addresses_are_left_out_and_counted(tmp_path: Path) -> None:
     needs_mpi()
     words = ("data.unknown=discard", "trainer.accumulate_grad_batches=2")

@@ -62,12 +62,16 @@ def test_ranks_of_a_torchrun_on_each_node_of_slurms(monkeypatch: pytest.MonkeyPa
 
 
 def test_parts_of_another_number_of_ranks_within_an_epoch(tmp_path: Path) -> None:
-    """A minibatch over all ranks is cut by their number, so the same command finds an epoch of other minibatches."""
+    """A minibatch over all ranks is cut by their number; where fewer go on, each takes more of the same parts."""
     simulate(gaussian_model, tmp_path / "data", 400, model="gaussian", workers=0, chunk_size=50)
     data, words = tmp_path / "data", ["minibatch=64", "data.batch_size=64"]
     fit(with_minibatch(settings(data, tmp_path / "out", *words, "trainer.max_steps=3"), ranks=2))
-    with pytest.raises(DatasetError, match="follows from the number of ranks: go on with as many"):
-        fit(with_minibatch(settings(data, tmp_path / "out", *words, "trainer.max_steps=6"), ranks=1))
+    module = fit(settings(data, tmp_path / "out", *words, "trainer.max_steps=5"))
+    assert module.trainer.global_step == 5
+    assert module.trainer.accumulate_grad_batches == 2
+    fit(settings(data, tmp_path / "more", *words, "trainer.max_steps=3"))
+    with pytest.raises(DatasetError, match="more ranks may need smaller parts: go on with as many, or with fewer"):
+        fit(with_minibatch(settings(data, tmp_path / "more", *words, "trainer.max_steps=6"), ranks=2))
 
 
 class Damaged(Dataset[TrainingBatch]):

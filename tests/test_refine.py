@@ -272,7 +272,7 @@ def test_refusals(network: InferenceNetwork) -> None:
         et.Refine(epochs=0)
     with pytest.raises(ValueError, match="lr must be above 0"):
         et.Refine(lr=math.nan)
-    with pytest.raises(ValueError, match="teach nothing"):
+    with pytest.raises(ValueError, match="teaches nothing"):
         et.Refine(num_traces=100)  # of any weights; an ESS of 100 needs more of them
     with pytest.raises(et.ObservationError, match="obs7"):
         et.posterior(et.Model(gaussian), {**FAR, "obs7": 1.0}, et.IC(network, refine=QUICK), 10)

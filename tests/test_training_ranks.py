@@ -112,6 +112,7 @@ class Spy(Callback):
 """
 
 
+@pytest.mark.slow
 def test_what_ranks_share_and_what_each_has_of_its_own(
     data: Path, alone: Callable[[int], Path], tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from etalumis.storage.sites import Seen, join_observed, observed
 from etalumis.strategies import Collective
 
 # What is added where a position can't be gone on from.
-AS_MANY = "; with minibatch=..., batch_size follows from the number of ranks: go on with as many"
+AS_MANY = "; with minibatch=..., more ranks may need smaller parts: go on with as many, or with fewer"
 
 
 class Resumed(NamedTuple):

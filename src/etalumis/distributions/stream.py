@@ -31,7 +31,9 @@ _WORD = (1 << 64) - 1
 
 
 def derived_seed(*entropy: int) -> int:
-    """The seed of a stream for a purpose of its own: unlike the run's, and unlike that of any other entropy.
+    """The seed of a stream for a purpose of its own: unlike the run's, and unlike that of other entropy.
+
+    Numbers below 2³² and as many of them each time never give the same seed but by the chance of 64 bits.
 
     Args:
         entropy: the purpose, the run's seed and what else decides; of negative numbers the lowest 64 bits.

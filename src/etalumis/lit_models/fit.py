@@ -26,7 +26,7 @@ from etalumis.lit_models.job import job, share_of_cores
 from etalumis.lit_models.lock import locked
 from etalumis.lit_models.minibatch import with_minibatch
 from etalumis.lit_models.plugins import CheckpointFiles, DoubleMinibatches
-from etalumis.lit_models.resume import check_checkpoint, clear, find_checkpoint, sweep
+from etalumis.lit_models.resume import batch_size_of, check_checkpoint, clear, find_checkpoint, sweep
 from etalumis.lit_models.start import start
 from etalumis.networks import ProposalError, checkpoint
 from etalumis.optim import scaled_lr
@@ -68,19 +68,31 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
             if not trial and (strategy is None or strategy.is_global_zero):
                 stack.enter_context(locked(output / LOCK, taken))
                 sweep(output)
+            resume = None if trial else _resumed(config, output, strategy)
             ranks = 1 if strategy is None else strategy.world_size
-            config = with_minibatch(config, ranks)
+            config = with_minibatch(config, ranks, None if resume is None else batch_size_of(resume))
             if strategy is not None:
                 config = among_ranks(config, share_of_cores(strategy.collective))
-            return _fit(config, output, trial, strategy)
+            return _fit(config, output, resume, strategy)
     except Paused as paused:
         if paused.signal == signal.SIGINT:
             raise KeyboardInterrupt(str(paused)) from None
         raise
 
 
-def _fit(config: Mapping[str, Any], output: Path, trial: bool, strategy: RowStrategy | None) -> LitInferenceNetwork:
-    resume = None if trial else find_checkpoint(config["resume"], output)
+def _resumed(config: Mapping[str, Any], output: Path, strategy: RowStrategy | None) -> Path | None:
+    """The checkpoint to go on from, as rank 0 finds it: others may see its folder later."""
+    if strategy is None:
+        return find_checkpoint(config["resume"], output)
+    found = find_checkpoint(config["resume"], output) if strategy.is_global_zero else None
+    path = strategy.broadcast(None if found is None else str(found))
+    return None if path is None else Path(path)
+
+
+def _fit(
+    config: Mapping[str, Any], output: Path, resume: Path | None, strategy: RowStrategy | None
+) -> LitInferenceNetwork:
+    trial = bool(config["trainer"].get("fast_dev_run"))
     module, data = make_module(config, resume)
     if strategy is not None:
         torch.manual_seed(derived_seed(config["seed"], strategy.global_rank))  # for what draws while it trains
@@ -90,7 +102,7 @@ def _fit(config: Mapping[str, Any], output: Path, trial: bool, strategy: RowStra
     if resume is not None:
         check_checkpoint(resume, module.network, config)
     elif not trial:
-        trainer.strategy.barrier()  # all have seen that there is nothing to go on from
+        trainer.strategy.barrier()  # all have read what they begin with, maybe from the same folder
         if trainer.is_global_zero:
             clear(output)
     with warnings.catch_warnings():

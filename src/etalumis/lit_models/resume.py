@@ -43,6 +43,13 @@ def find_checkpoint(resume: bool | str, output: Path) -> Path | None:
     return None
 
 
+def batch_size_of(path: Path) -> int | None:
+    """Traces to a minibatch of each rank of the training in a checkpoint; None where it does not say."""
+    settings = read_checkpoint(path).get("settings") or {}
+    size = settings.get("data", {}).get("batch_size")
+    return size if type(size) is int else None
+
+
 def check_checkpoint(path: Path, network: InferenceNetwork, config: Mapping[str, Any]) -> None:
     """See that a training of this network with these settings can go on from a file.
 

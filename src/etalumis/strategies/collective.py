@@ -109,6 +109,8 @@ class Collective(ABC):
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """The words of all ranks, in order of rank; lengths may differ."""
         lengths = self.all_gather(torch.tensor([len(data)])).flatten().tolist()
+        if not any(lengths):
+            return [b""] * self.world_size
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
         padded[: len(data)] = _bytes(data)
         return [row[:length].numpy().tobytes() for row, length in zip(self.all_gather(padded), lengths, strict=True)]

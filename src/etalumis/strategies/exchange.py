@@ -95,8 +95,10 @@ class RowExchange:
         """
         if traces < 0:
             raise ValueError(f"traces={traces} must be at least 0")
-        start = time.perf_counter()
         self.parts.refresh()
+        for device in {parameter.device for parameter in self.parts.dense.values() if parameter.is_cuda}:
+            torch.cuda.synchronize(device)  # a backward pass at work is not waiting for others
+        start = time.perf_counter()
         if not traces:
             self._drop()
         total = self._meet(traces)
