@@ -22,7 +22,7 @@ from etalumis.networks.memory import keep_freed_memory
 from etalumis.networks.observations import CNN
 
 SHAPE, OUTPUT = (20, 35, 35), 256
-TRACES, QUICK_TRACES = 32, 8
+TRACES, QUICK_TRACES = 32, 4
 SIZES = (8, 16, 64)
 SQUARE, PRODUCTS = 1024, 40
 FIRST_LAYER_FLOPS = 2 * 27 * 64 * 18 * 33 * 33  # forward
