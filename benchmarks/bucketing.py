@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from benchmarks.bucketing_figure import draw
-from benchmarks.common import Result, describe, machine, significant
+from benchmarks.common import Result, significant, tell
 from benchmarks.trainings import Training, arguments, tau_data, train
 from etalumis.conf.compose import compose, plain
 from etalumis.datamodules.deal import EpochPlan, EpochPosition, Order
@@ -289,11 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.figures is not None:
         given.figures.mkdir(parents=True, exist_ok=True)
         draw(times, found, RANKS, plan.epochs * plan.traces, given.figures / "bucketing.png")
-    outcome = results(plan, times, found)
-    for result in outcome:
-        print(describe(result), file=sys.stderr, flush=True)
-    if given.json:
-        print(json.dumps({"benchmark": "bucketing", "machine": machine(None), "results": list(map(asdict, outcome))}))
+    tell("bucketing", results(plan, times, found), given.json)
     return 0
 
 

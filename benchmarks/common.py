@@ -167,13 +167,19 @@ def main(
     parser.add_argument("--json", action="store_true", help="print one JSON object last on standard output")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPEATS} short repeats, under a minute")
     arguments = parser.parse_args(argv)
-    report = {"benchmark": benchmark, "machine": machine(pin() if pinned else None), "results": []}
-    for result in results(Settings(quick=arguments.quick)):
+    core = pin() if pinned else None
+    tell(benchmark, results(Settings(quick=arguments.quick)), arguments.json, core)
+    return 0
+
+
+def tell(benchmark: str, results: Iterable[Result], as_json: bool, core: int | None = None) -> None:
+    """Results to standard error as they come, and as a JSON object to standard output where it is wanted."""
+    report = {"benchmark": benchmark, "machine": machine(core), "results": []}
+    for result in results:
         report["results"].append(asdict(result))
         print(describe(result), file=sys.stderr, flush=True)
-    if arguments.json:
+    if as_json:
         print(json.dumps(report), flush=True)
-    return 0
 
 
 def describe(result: Result) -> str:

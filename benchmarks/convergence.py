@@ -11,16 +11,15 @@ goes on. Large minibatches are accumulated from parts of 1,024 traces.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import Result, describe, machine, significant
+from benchmarks.common import Result, significant, tell
 from benchmarks.trainings import Training, arguments, tau_data, train
 
 Curves = Mapping[int, Sequence[Training]]  # by minibatch, one for each seed
@@ -139,11 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.figures is not None:
         given.figures.mkdir(parents=True, exist_ok=True)
         draw(found, given.figures / "convergence.png")
-    outcome = results(plan, found)
-    for result in outcome:
-        print(describe(result), file=sys.stderr, flush=True)
-    if given.json:
-        print(json.dumps({"benchmark": "convergence", "machine": machine(None), "results": list(map(asdict, outcome))}))
+    tell("convergence", results(plan, found), given.json)
     return 0
 
 

@@ -1,9 +1,6 @@
 """Phases of training iterations: timed, joined over ranks, logged, and drawn from the log."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from etalumis.callbacks.phases import (
 from etalumis.lit_models.fit import fit, summary
 from etalumis.report.balance import Phases
 from etalumis.storage import simulate
+from launching import mpirun, needs_mpi, run
 from training_runs import SMALL, branching_model, settings
 
 pytestmark = [
@@ -36,7 +34,6 @@ pytestmark = [
 ]
 
 CPU = torch.device("cpu")
-MPIRUN = Path(sys.executable).with_name("mpirun")
 LOGGED = ("logger=tensorboard", "trainer.log_every_n_steps=4")
 
 
@@ -204,24 +201,17 @@ def test_parts_of_an_iteration_are_summed(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_log_what_each_did(data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("mpi4py", reason="pip install 'etalumis[mpi]'")
-    if not MPIRUN.exists():
-        pytest.skip("no mpirun beside the interpreter: pip install 'etalumis[mpi]'")
+    needs_mpi()
     output = tmp_path / "run"
     small = [word for word in SMALL if not word.startswith("logger")]
     words = [*small, "strategy=mpi", f"data.train={data}", f"output={output}", "trainer.max_epochs=2", *LOGGED]
-    command = [str(MPIRUN), "--oversubscribe", "--bind-to", "none", "-n", "2", sys.executable, "-m", "etalumis.cli"]
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "train", *words], env=os.environ | root, capture_output=True, text=True, check=False, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = run([*mpirun(2), "-m", "etalumis.cli", "train", *words], timeout=280)
     found = Phases.read(output)
     assert found.ranks == 2
     result = json.loads((output / "result.json").read_text())
     assert result["traces"] == 2 * 380, "of both ranks"
     assert result["imbalance"] > 0.0
-    assert "waiting for other ranks" in done.stdout
+    assert "waiting for other ranks" in said
     assert 0.0 < found.best <= found.actual
     assert bool((found.of_ranks[:, PHASES.index(EXCHANGE)] > 0.0).all())
     waiting = found.seconds[:, :, PHASES.index(WAITING)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import launching
 from etalumis.strategies.collective import CollectiveError
 from etalumis.strategies.mpi import MPICollective
 from etalumis.strategies.torch_distributed import Placement, TorchCollective, first_host
@@ -14,14 +15,11 @@ from etalumis.strategies.torch_distributed import Placement, TorchCollective, fi
 pytestmark = pytest.mark.timeout(300)
 
 PROGRAM = Path(__file__).with_name("exchange_ranks.py")
-MPIRUN = Path(sys.executable).with_name("mpirun")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 LAUNCHERS = ("RANK", "WORLD_SIZE", "OMPI_", "PMI", "MPI_", "SLURM_", "MASTER_")
 ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)},
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMP_NUM_THREADS": "1",
+    name: value
+    for name, value in launching.ENVIRONMENT.items()
+    if name.startswith("OMPI_ALLOW_") or not name.startswith(LAUNCHERS)
 }
 
 
@@ -37,17 +35,14 @@ def assert_held(done: subprocess.CompletedProcess[str], ranks: int) -> None:
 @pytest.mark.parametrize(("ranks", "end"), [(2, "abort"), (4, "")])
 def test_over_mpi(ranks: int, end: str) -> None:
     """The smaller job ends by one rank's abort while the other waits for it."""
-    pytest.importorskip("mpi4py", reason="pip install 'etalumis[mpi]'")
-    if not MPIRUN.exists():
-        pytest.skip("no mpirun beside the interpreter: pip install 'etalumis[mpi]'")
-    launcher = [str(MPIRUN), "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
-    done = run(*launcher, sys.executable, str(PROGRAM), "mpi", end)
+    launching.needs_mpi()
+    done = run(*launching.mpirun(ranks), str(PROGRAM), "mpi", end)
     assert_held(done, ranks)
     assert (done.returncode != 0) == ("rank 1 of 2: out of cheese" in done.stderr) == (end == "abort"), done.stderr
 
 
 def test_over_torch_distributed() -> None:
-    done = run(*TORCHRUN, "--nproc-per-node=2", str(PROGRAM), "gloo")
+    done = run(*launching.torchrun(2), str(PROGRAM), "gloo")
     assert_held(done, 2)
     assert done.returncode == 0, done.stderr
 

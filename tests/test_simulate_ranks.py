@@ -14,24 +14,17 @@ import pytest
 import etalumis as et
 from etalumis.simulators.classics import HiddenMarkov
 from etalumis.storage import Dataset, DatasetError, simulate
+from launching import ENVIRONMENT, mpirun, needs_mpi
 
 pytestmark = pytest.mark.timeout(100)
 
-MPIRUN = Path(sys.executable).with_name("mpirun")
 TRACES, CHUNK = 3000, 50
-ENVIRONMENT = {
-    **os.environ,
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMP_NUM_THREADS": "1",
-}
 SETTINGS = ("simulator=hidden_markov", f"num_traces={TRACES}", f"chunk_size={CHUNK}", "shard_traces=200")
 
 
 def command(output: Path, ranks: int, workers: int, *settings: str) -> list[str]:
-    program = [sys.executable, "-m", "etalumis.cli", "simulate", *SETTINGS, f"workers={workers}", f"output={output}"]
-    launcher = [str(MPIRUN), "--oversubscribe", "--bind-to", "none", "-n", str(ranks)] if ranks > 1 else []
-    return [*launcher, *program, *settings]
+    program = ["-m", "etalumis.cli", "simulate", *SETTINGS, f"workers={workers}", f"output={output}"]
+    return [*(mpirun(ranks) if ranks > 1 else [sys.executable]), *program, *settings]
 
 
 def run(output: Path, ranks: int, workers: int, *settings: str, code: int | None = 0) -> str:
@@ -57,12 +50,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ranks") / "whole"
     run(path, 1, 0)
     return path
-
-
-def needs_mpi() -> None:
-    pytest.importorskip("mpi4py", reason="pip install 'etalumis[mpi]'")
-    if not MPIRUN.exists():
-        pytest.skip("no mpirun beside the interpreter: pip install 'etalumis[mpi]'")
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(2, 0), (2, 2)])

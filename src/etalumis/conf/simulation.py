@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -17,7 +15,7 @@ from typing import Any, NoReturn
 
 from etalumis.conf.build import ConfigError, build_model, close
 from etalumis.conf.tracebacks import wants_traceback
-from etalumis.execution.pool import cores
+from etalumis.execution.pool import share_of_cores
 from etalumis.inference.engine import left_out
 from etalumis.inference.progress import progress_bar
 from etalumis.storage import Dataset, Encoding, simulate
@@ -33,12 +31,6 @@ _REASONS = 3  # failures that the summary shows
 _PATIENCE_S = 5.0  # for the rank that failed to end the job
 
 
-def share_of_cores(ranks: Ranks) -> int:
-    """Cores for this rank: those that it may use, shared with the ranks that may use the same ones."""
-    ours = (socket.gethostname(), sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [])
-    return max(cores() // ranks.all(ours).count(ours), 1)
-
-
 def run(config: Mapping[str, Any]) -> Dataset:
     """Make the dataset that ``conf/simulate.yaml`` describes, or go on with it; rank 0 prints what came out."""
     simulator, total = config["simulator"], config["num_traces"]
@@ -50,7 +42,7 @@ def run(config: Mapping[str, Any]) -> Dataset:
         model = build_model(simulator)
         name = model.name
         close(model)
-        workers = share_of_cores(ranks) if config["workers"] is None else config["workers"]
+        workers = share_of_cores(ranks.all) if config["workers"] is None else config["workers"]
         run = _Run(workers, ranks.size)
         shown = stack.enter_context(progress(f"simulate {name}", total)) if ranks.rank == 0 else None
 

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -35,6 +36,17 @@ _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_of_cores(gather: Callable[[bytes], list[bytes]]) -> int:
+    """Cores for this rank of a job: those that it may use, shared with the ranks that may use the same ones.
+
+    Args:
+        gather: from this rank's words to those of all ranks.
+    """
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    ours = repr((socket.gethostname(), usable)).encode()
+    return max(cores() // gather(ours).count(ours), 1)
 
 
 class Loss(NamedTuple):

@@ -122,6 +122,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def close_parts(common: object) -> None:
+    """Let go of what the shared parts of tasks hold, such as a model's simulator processes."""
+    for part in common if isinstance(common, tuple) else ():
+        if hasattr(part, "close"):
+            part.close()
+
+
 def portable(error: Exception) -> Exception:
     """The exception where it survives the way to another process, else its text."""
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from etalumis.execution.pool_worker import portable
+from etalumis.execution.pool_worker import close_parts, portable
 from etalumis.inference.errors import InferenceError
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.ranks import Ranks, launched_by_mpi
@@ -98,7 +98,5 @@ def _work(payload: bytes, task: Any) -> tuple[Any, int]:
     except Exception as error:
         raise portable(error) from error
     finally:
-        for part in common if isinstance(common, tuple) else ():
-            if hasattr(part, "close"):
-                part.close()
+        close_parts(common)
     return result, sum(amounts)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Generic, Literal, NoReturn, TypeVar
 
 from etalumis.execution.pool import Loss, Pool
-from etalumis.execution.pool_worker import Desk, PoolError, Report
+from etalumis.execution.pool_worker import Desk, PoolError, Report, close_parts
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.ranks import run_on_ranks, working_ranks
 
@@ -86,7 +86,5 @@ class _Bound(Generic[Common, Task, Result]):
         return self._function(self._common, task, desk)
 
     def close(self) -> None:
-        """Let go of what the shared parts hold, such as a model's simulator processes."""
-        for part in self._common if isinstance(self._common, tuple) else ():
-            if hasattr(part, "close"):
-                part.close()
+        """See :func:`.close_parts`."""
+        close_parts(self._common)

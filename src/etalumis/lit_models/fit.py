@@ -21,8 +21,9 @@ from etalumis.callbacks import Balance, Export, Paused, Position, is_trial
 from etalumis.conf.build import ConfigError, build
 from etalumis.datamodules.tracked import TrackedDataModule
 from etalumis.distributions import derived_seed
+from etalumis.execution.pool import share_of_cores
 from etalumis.lit_models.inference_network import TEST_LOSS, VALID_LOSS, LitInferenceNetwork, MakeOptimizer
-from etalumis.lit_models.job import job, share_of_cores
+from etalumis.lit_models.job import job
 from etalumis.lit_models.lock import locked
 from etalumis.lit_models.minibatch import with_minibatch
 from etalumis.lit_models.plugins import CheckpointFiles, DoubleMinibatches
@@ -70,9 +71,11 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
                 sweep(output)
             resume = None if trial else _resumed(config, output, strategy)
             ranks = 1 if strategy is None else strategy.world_size
-            config = with_minibatch(config, ranks, None if resume is None else batch_size_of(resume))
+            # Files of many addresses are large: read only where what they say matters.
+            before = None if resume is None or config["minibatch"] is None else batch_size_of(resume)
+            config = with_minibatch(config, ranks, before)
             if strategy is not None:
-                config = among_ranks(config, share_of_cores(strategy.collective))
+                config = among_ranks(config, share_of_cores(strategy.collective.all_gather_bytes))
             return _fit(config, output, resume, strategy)
     except Paused as paused:
         if paused.signal == signal.SIGINT:
@@ -92,11 +95,11 @@ def _resumed(config: Mapping[str, Any], output: Path, strategy: RowStrategy | No
 def _fit(
     config: Mapping[str, Any], output: Path, resume: Path | None, strategy: RowStrategy | None
 ) -> LitInferenceNetwork:
-    trial = bool(config["trainer"].get("fast_dev_run"))
     module, data = make_module(config, resume)
     if strategy is not None:
         torch.manual_seed(derived_seed(config["seed"], strategy.global_rank))  # for what draws while it trains
     trainer = make_trainer(config, data.valid_order.traces > 0, strategy=strategy)
+    trial = is_trial(trainer)
     if str(config["trainer"].get("precision")) in _DOUBLE:
         module.double()  # before a checkpoint is loaded into it, which Lightning does first
     if resume is not None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -16,7 +13,6 @@ from typing import Any
 from etalumis.callbacks.requests import Paused
 from etalumis.conf.build import ConfigError, build
 from etalumis.conf.tracebacks import shows_traceback
-from etalumis.execution.pool import cores
 from etalumis.strategies import Collective, RowStrategy, launched_ranks
 
 _PATIENCE_S = 1.0  # an error that all ranks have is said by rank 0
@@ -97,10 +93,3 @@ def end(collective: Collective, error: BaseException, patience: float = _PATIENC
     if isinstance(error, Exception) and shows_traceback(error, sys.argv):  # nothing is said after the end
         traceback.print_exception(error)
     collective.abort(str(error) or type(error).__name__)
-
-
-def share_of_cores(collective: Collective) -> int:
-    """Cores for this rank: those that it may use, shared with the ranks that may use the same ones."""
-    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    ours = json.dumps([socket.gethostname(), usable]).encode()
-    return max(cores() // collective.all_gather_bytes(ours).count(ours), 1)

@@ -168,3 +168,15 @@ class Collective(ABC):
 
 def _bytes(data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+def back(tensor: Tensor, whole: Tensor) -> Tensor:
+    """``tensor`` with the numbers of the contiguous, or host's, copy that was made of it."""
+    if whole.data_ptr() != tensor.data_ptr():
+        tensor.detach().copy_(whole)
+    return tensor
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The memory of a contiguous tensor, as uint8 (bytes,)."""
+    return tensor.view(-1).view(torch.uint8)

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from etalumis.storage.errors import DatasetError
 from etalumis.storage.ranks import Ranks, launched_by_mpi
-from etalumis.strategies.collective import ASKED, TIMEOUT_S, Collective, CollectiveError, Op
+from etalumis.strategies.collective import (
+    ASKED,
+    TIMEOUT_S,
+    Collective,
+    CollectiveError,
+    Op,
+    as_bytes,
+    back,
+)
 
 _TYPES = {
     torch.float32: "FLOAT",
@@ -31,7 +39,7 @@ _LARGE_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 26
 _LOOK_S = 5.0  # between two looks at a call that nothing can interrupt
 _HEARD_S = 0.2  # for mpirun to pass on what was said: it may not after the end
-_LATE = 1  # tag of messages
+_LATE_TAG = 1  # tag of messages
 
 
 class MPICollective(Collective):
@@ -68,50 +76,50 @@ class MPICollective(Collective):
         if flat.nbytes <= _LARGE_BYTES:
             request = self._communicator.Iallreduce(self._mpi.IN_PLACE, [flat, kind], operation)
             self._finish(request, "an all-reduce")
-            return _back(tensor, host)
+            return back(tensor, host)
         self._finish(self._communicator.Ibarrier(), "an all-reduce")
         for start in range(0, flat.size, _PIECE_BYTES // size):
             piece = flat[start : start + _PIECE_BYTES // size]
             with self._watch.over("an all-reduce"):
                 self._communicator.Allreduce(self._mpi.IN_PLACE, [piece, kind], operation)
-        return _back(tensor, host)
+        return back(tensor, host)
 
     def broadcast(self, tensor: Tensor, root: int = 0) -> Tensor:
         host = self._host(tensor)
-        flat = _as_bytes(host)
+        flat = _words(host)
         self._carry(
             flat.nbytes,
             lambda: self._communicator.Ibcast([flat, self._mpi.BYTE], root),
             lambda: self._communicator.Bcast([flat, self._mpi.BYTE], root),
             f"a broadcast from rank {root}",
         )
-        return _back(tensor, host)
+        return back(tensor, host)
 
     def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = tensor.new_empty((self.world_size, *tensor.shape))
-        mine, all_of_them = _as_bytes(tensor.detach().cpu().contiguous()), out.cpu()
-        send, receive = [mine, self._mpi.BYTE], [_as_bytes(all_of_them), self._mpi.BYTE]
+        mine, all_of_them = _words(tensor.detach().cpu().contiguous()), out.cpu()
+        send, receive = [mine, self._mpi.BYTE], [_words(all_of_them), self._mpi.BYTE]
         self._carry(
             mine.nbytes,
             lambda: self._communicator.Iallgather(send, receive),
             lambda: self._communicator.Allgather(send, receive),
             "an all-gather",
         )
-        return _back(out, all_of_them)
+        return back(out, all_of_them)
 
     def all_to_all(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        mine, theirs = _as_bytes(tensor.detach().cpu().contiguous()), out.cpu()
-        send, receive = [mine, self._mpi.BYTE], [_as_bytes(theirs), self._mpi.BYTE]
+        mine, theirs = _words(tensor.detach().cpu().contiguous()), out.cpu()
+        send, receive = [mine, self._mpi.BYTE], [_words(theirs), self._mpi.BYTE]
         self._carry(
             mine.nbytes,
             lambda: self._communicator.Ialltoall(send, receive),
             lambda: self._communicator.Alltoall(send, receive),
             "an all-to-all",
         )
-        return _back(out, theirs)
+        return back(out, theirs)
 
     def barrier(self) -> None:
         self._finish(self._communicator.Ibarrier(), "a barrier")
@@ -127,13 +135,13 @@ class MPICollective(Collective):
     def _say(self, joined: int) -> None:
         for rank in ASKED:
             if rank != self.rank:
-                message = [_as_bytes(torch.tensor([joined])), self._mpi.BYTE]
-                self._requests.insert(0, self._communicator.Isend(message, rank, _LATE))
+                message = [_words(torch.tensor([joined])), self._mpi.BYTE]
+                self._requests.insert(0, self._communicator.Isend(message, rank, _LATE_TAG))
 
     def _heard(self) -> dict[int, int]:
         message, status = torch.zeros(1, dtype=torch.int64), self._mpi.Status()
-        while self._communicator.Iprobe(tag=_LATE, status=status):
-            self._communicator.Recv([_as_bytes(message), self._mpi.BYTE], status.Get_source(), _LATE)
+        while self._communicator.Iprobe(tag=_LATE_TAG, status=status):
+            self._communicator.Recv([_words(message), self._mpi.BYTE], status.Get_source(), _LATE_TAG)
             self._late[status.Get_source()] = int(message)
         return self._late
 
@@ -198,15 +206,9 @@ class _Watch:
                 )
 
 
-def _back(tensor: Tensor, host: Tensor) -> Tensor:
-    """``tensor`` with the numbers of what :meth:`MPICollective._host` made of it."""
-    if host.data_ptr() != tensor.data_ptr():
-        tensor.detach().copy_(host)
-    return tensor
-
-
-def _as_bytes(tensor: Tensor) -> Any:
-    return tensor.view(-1).view(torch.uint8).numpy()
+def _words(tensor: Tensor) -> Any:
+    """The bytes of a tensor on the CPU, as mpi4py takes them."""
+    return as_bytes(tensor).numpy()
 
 
 def _of_job() -> Any:

@@ -19,12 +19,12 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from etalumis.strategies.collective import TIMEOUT_S, Collective, CollectiveError, Op
+from etalumis.strategies.collective import TIMEOUT_S, Collective, CollectiveError, Op, as_bytes, back
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 # Its name before torch 2.13.
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_LATE = "etalumis/late/"  # key of ranks that waited long
+_LATE_KEY = "etalumis/late/"  # key of ranks that waited long
 _ANSWER_S = 1.0
 _FIRST_PORT, _PORTS = 10_000, 22_000  # below those that systems give to outgoing connections
 
@@ -90,25 +90,25 @@ class TorchCollective(Collective):
     def all_reduce(self, tensor: Tensor, op: Op = "sum") -> Tensor:
         whole = tensor.detach().contiguous()
         self._finish(lambda: dist.all_reduce(whole, _OPERATIONS[op], async_op=True), "an all-reduce")
-        return _back(tensor, whole)
+        return back(tensor, whole)
 
     def broadcast(self, tensor: Tensor, root: int = 0) -> Tensor:
         whole = tensor.detach().contiguous()
-        words = _as_bytes(whole)
+        words = as_bytes(whole)
         self._finish(lambda: dist.broadcast(words, root, async_op=True), f"a broadcast from rank {root}")
-        return _back(tensor, whole)
+        return back(tensor, whole)
 
     def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = tensor.new_empty((self.world_size, *tensor.shape))
-        mine, theirs = _as_bytes(tensor.detach().contiguous()), _as_bytes(out)
+        mine, theirs = as_bytes(tensor.detach().contiguous()), as_bytes(out)
         self._finish(lambda: _ALL_GATHER(theirs, mine, async_op=True), "an all-gather")
         return out
 
     def all_to_all(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        mine, theirs = _as_bytes(tensor.detach().contiguous()), _as_bytes(out)
+        mine, theirs = as_bytes(tensor.detach().contiguous()), as_bytes(out)
         self._finish(lambda: dist.all_to_all_single(theirs, mine, async_op=True), "an all-to-all")
         return out
 
@@ -123,15 +123,15 @@ class TorchCollective(Collective):
             dist.destroy_process_group()
 
     def _say(self, joined: int) -> None:
-        self._ask(lambda store: store.set(f"{_LATE}{self.rank}", str(joined)))
+        self._ask(lambda store: store.set(f"{_LATE_KEY}{self.rank}", str(joined)))
 
     def _heard(self) -> dict[int, int] | None:
         heard: dict[int, int] = {}
 
         def ask(store: Any) -> None:
             for rank in range(self.world_size):
-                if store.check([f"{_LATE}{rank}"]):
-                    heard[rank] = int(store.get(f"{_LATE}{rank}"))
+                if store.check([f"{_LATE_KEY}{rank}"]):
+                    heard[rank] = int(store.get(f"{_LATE_KEY}{rank}"))
 
         asking = self._ask(ask)
         asking.join(_ANSWER_S)
@@ -186,13 +186,3 @@ def _connect(where: Placement, timeout: float, backend: str) -> None:
             "all ranks with one torchrun or srun, and let the machines reach each other at MASTER_ADDR and "
             f"MASTER_PORT ({error})"
         ) from error
-
-
-def _back(tensor: Tensor, whole: Tensor) -> Tensor:
-    if whole.data_ptr() != tensor.data_ptr():
-        tensor.detach().copy_(whole)
-    return tensor
-
-
-def _as_bytes(tensor: Tensor) -> Tensor:
-    return tensor.view(-1).view(torch.uint8)
