@@ -1,8 +1,12 @@
 """Starting programs on several ranks, as users do: mpirun of the mpi extra, torchrun."""
 
+import atexit
+import itertools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +20,12 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 
+# A killed mpirun leaves its session folder behind, named after its process; a later one that is given the same process
+# number finds the file and ends with "listener thread failed to start". So each has a place of its own.
+_SESSIONS = tempfile.mkdtemp(prefix="mpirun-")
+atexit.register(shutil.rmtree, _SESSIONS, ignore_errors=True)
+_NUMBERS = itertools.count()
+
 
 def needs_mpi() -> None:
     pytest.importorskip("mpi4py", reason="pip install 'etalumis[mpi]'")
@@ -25,7 +35,8 @@ def needs_mpi() -> None:
 
 def mpirun(ranks: int) -> list[str]:
     """The words before a program's."""
-    return [str(MPIRUN), "--oversubscribe", "--bind-to", "none", "-n", str(ranks), sys.executable]
+    own = ["--prtemca", "prte_tmpdir_base", f"{_SESSIONS}/{next(_NUMBERS)}"]
+    return [str(MPIRUN), "--oversubscribe", "--bind-to", "none", *own, "-n", str(ranks), sys.executable]
 
 
 def torchrun(ranks: int) -> list[str]:

@@ -1,9 +1,7 @@
 """Sorting: the same traces come out, by type, whatever the layout of processes, memory and interruptions."""
 
-import importlib.util
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -25,6 +23,8 @@ from etalumis.simulators.classics import marsaglia
 from etalumis.storage import Dataset, DatasetError, Encoding, Origin, ShardWriter, sort
 from etalumis.storage.index import TraceIndex
 from etalumis.storage.tidy import tidy
+from launching import mpirun, needs_mpi
+from launching import run as launch
 
 MEMORY_MB = 160  # enough for anything here
 CHUNK = 32
@@ -194,35 +194,25 @@ def test_any_memory(memory_mb: float, unsorted: Path, expected: Path, tmp_path: 
     assert content(tmp_path / "s") == content(expected)
 
 
-def mpirun() -> str:
-    """The launcher of this environment; without it, or mpi4py, the test is skipped."""
-    found = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if found is None or importlib.util.find_spec("mpi4py") is None:
-        pytest.skip("needs mpirun and mpi4py: pip install 'etalumis[mpi]'")
-    return found
-
-
 @pytest.mark.parametrize(("ranks", "workers"), [(2, 0), (3, 1)])
 def test_any_number_of_ranks(ranks: int, workers: int, unsorted: Path, expected: Path, tmp_path: Path) -> None:
-    command = [mpirun(), "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), sys.executable, "-m"]
-    command += ["etalumis.cli", "sort", f"input={unsorted}", f"output={tmp_path / 's'}", f"workers={workers}"]
-    command += [f"memory_mb={MEMORY_MB}", f"shard_mb={20_000 / 2**20}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("trace types") == 1, "one rank speaks"
+    needs_mpi()
+    words = ["sort", f"input={unsorted}", f"output={tmp_path / 's'}", f"workers={workers}"]
+    words += [f"memory_mb={MEMORY_MB}", f"shard_mb={20_000 / 2**20}"]
+    said = launch([*mpirun(ranks), "-m", "etalumis.cli", *words])
+    assert said.count("trace types") == 1, "one rank speaks"
     assert content(tmp_path / "s") == content(expected)
 
 
 def test_a_failure_on_any_rank_ends_all(unsorted: Path, tmp_path: Path) -> None:
+    needs_mpi()
     damaged = Path(shutil.copytree(unsorted, tmp_path / "damaged"))
     path = damaged / "shard-000003.tar"
     path.write_bytes(path.read_bytes()[:2000] + b"?" + path.read_bytes()[2001:])
-    command = [mpirun(), "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-m", "etalumis.cli"]
-    command += ["sort", f"input={damaged}", f"output={tmp_path / 's'}", "memory_mb=97.5", "debug=true"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode != 0
-    assert "shard-000003.tar is damaged" in done.stderr
-    assert "Traceback" in done.stderr, "of the rank that failed, before it ends the job"
+    words = ["sort", f"input={damaged}", f"output={tmp_path / 's'}", "memory_mb=97.5", "debug=true"]
+    said = launch([*mpirun(2), "-m", "etalumis.cli", *words], code=None)
+    assert "shard-000003.tar is damaged" in said
+    assert "Traceback" in said, "of the rank that failed, before it ends the job"
     with pytest.raises(DatasetError, match="unfinished sort"):
         Dataset(tmp_path / "s")
 
@@ -248,11 +238,9 @@ sys.exit(cli.main([*command, f"shard_mb={20_000 / 2**20}"]))
 def test_an_interruption_of_one_rank_ends_all(
     number: signal.Signals, unsorted: Path, expected: Path, tmp_path: Path
 ) -> None:
-    command = [mpirun(), "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-c", _INTERRUPTED]
-    command += [str(unsorted), str(tmp_path / "s"), str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode != 0
-    assert "the same command again goes on" in done.stderr
+    needs_mpi()
+    said = launch([*mpirun(2), "-c", _INTERRUPTED, unsorted, tmp_path / "s", str(int(number))], code=None)
+    assert "the same command again goes on" in said
     sort(unsorted, tmp_path / "s", workers=0, memory_mb=97.5, shard_bytes=20_000)
     assert content(tmp_path / "s") == content(expected)
 
