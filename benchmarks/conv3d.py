@@ -84,8 +84,8 @@ def bf16_vs_fp32(name: str, network: CNN, traces: int, settings: Settings) -> Re
     )
 
 
-def step(network: CNN, function: Network, traces: int, bf16: bool = False) -> Measure:
-    """Traces per second, forward and backward."""
+def step(network: CNN, function: Network, traces: int, bf16: bool = False, backward: bool = True) -> Measure:
+    """Traces per second, forward and backward, or forward alone."""
     x = torch.rand(traces, *SHAPE)
 
     def measure() -> float:
@@ -93,7 +93,8 @@ def step(network: CNN, function: Network, traces: int, bf16: bool = False) -> Me
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             y = function(x)
-        y.float().sum().backward()  # type: ignore[no-untyped-call]
+        if backward:
+            y.float().sum().backward()  # type: ignore[no-untyped-call]
         return traces / (time.perf_counter() - start)
 
     return measure

@@ -34,6 +34,7 @@ class Way(NamedTuple):
         words: settings; ``{draws}`` stands for those of an average minibatch.
         compression: bytes that ranks exchange for a byte of gradients.
         parts: minibatches that a rank accumulates for an iteration.
+        overlap: exchange all but the CNN's gradients behind the CNN's backward pass.
     """
 
     about: str
@@ -41,6 +42,7 @@ class Way(NamedTuple):
     words: tuple[str, ...] = ()
     compression: float = 1.0
     parts: int = 1
+    overlap: bool = False
 
 
 _BUCKETS = ("data.buckets=10",)
@@ -54,6 +56,10 @@ WAYS = {
     # 1,024 ranks have 131,072 traces to an iteration, the paper's 128k.
     "accumulated": Way("sorted, 10 buckets, two minibatches to an iteration", "sorted", _BUCKETS, 1.0, 2),
     "accumulated_bf16": Way("the same, gradients sent as bf16", "sorted", _BUCKETS, 0.5, 2),
+    "bucketed_overlap": Way("sorted, 10 buckets, exchanged behind the CNN", "sorted", _BUCKETS, overlap=True),
+    "accumulated_overlap": Way(
+        "10 buckets, two minibatches, exchanged behind the CNN", "sorted", _BUCKETS, 1.0, 2, overlap=True
+    ),
 }
 SMALL = ("network=tau",)
 # The paper's sizes, but for its 3D CNN, which costs as much for every trace and is timed by itself.
@@ -148,10 +154,18 @@ def straight(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def with_cnn(measured: Measured, repeats: int) -> Measured:
-    """The same with the paper's 3D CNN: as many seconds more for each trace, and its weights."""
+    """The same with the paper's 3D CNN: as many seconds more for each trace, and its weights.
+
+    Its backward pass is what comes last: all that it takes beside a forward pass alone.
+    """
     network = CNN(SHAPE, OUTPUT, 3)
-    measure = step(network, network, CNN_TRACES)
-    rate = max(measure() for _ in range(1 + repeats))
+    both, alone = step(network, network, CNN_TRACES), step(network, network, CNN_TRACES, backward=False)
+    rate, forward = (max(measure() for _ in range(1 + repeats)) for measure in (both, alone))
     weights = 4 * sum(parameter.numel() for parameter in network.parameters())
-    seconds = measured.seconds + measured.traces / rate
-    return replace(measured, seconds=seconds, dense_bytes=measured.dense_bytes + weights)
+    return replace(
+        measured,
+        seconds=measured.seconds + measured.traces / rate,
+        dense_bytes=measured.dense_bytes + weights,
+        last=measured.traces * max(1.0 / rate - 1.0 / forward, 0.0),
+        last_bytes=weights,
+    )

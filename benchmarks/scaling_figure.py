@@ -23,6 +23,8 @@ _COLOURS = {
     "both": "#009e73",
     "accumulated": "#cc79a7",
     "accumulated_bf16": "#cc79a7",
+    "bucketed_overlap": "#0072b2",
+    "accumulated_overlap": "#cc79a7",
 }
 
 
@@ -52,7 +54,7 @@ def _curves(axes: Axes, curves: dict[str, dict[int, Simulated]]) -> None:
     for way, of in curves.items():
         ranks = list(of)
         values = [efficiency(of[number], of[1]) for number in ranks]
-        dash = "dashed" if WAYS[way].compression < 1.0 else "solid"
+        dash = "dashed" if WAYS[way].compression < 1.0 else "dotted" if WAYS[way].overlap else "solid"
         axes.plot(ranks, values, color=_COLOURS[way], linestyle=dash, marker="o", markersize=3, label=WAYS[way].about)
     for number, (system, value) in enumerate(PAPER.items()):
         axes.plot(PAPER_RANKS, value, "D^"[number], color=TRUTH, label=f"paper: {system}", zorder=4)

@@ -3,10 +3,13 @@
 In each iteration every rank works on a minibatch of the same bucket, chosen at random among the measured ones; buckets
 have as many iterations as they have minibatches. The slowest rank ends the work of all. Then gradients are exchanged
 and all ranks make the same step, on the union of what their minibatches touched; where ranks are more than the measured
-minibatches of the bucket, on every row there is, as more minibatches would touch other rows. Nothing overlaps. What is
-modelled is an all-reduce by the α–β–γ model of Thakur, Rabenseifner and Gropp (Optimization of Collective Communication
-Operations in MPICH, 2005): a message of n bytes takes α + nβ, adding n bytes to others nγ. Noise of the system, and of
-other jobs in its network, is not in it.
+minibatches of the bucket, on every row there is, as more minibatches would touch other rows. Nothing overlaps, unless
+asked for: then all gradients but those that a backward pass completes last are exchanged as soon as every rank has
+them, at no cost to the rest of that pass, and the last ones after it.
+
+What is modelled is an all-reduce by the α–β–γ model of Thakur, Rabenseifner and Gropp (Optimization of Collective
+Communication Operations in MPICH, 2005): a message of n bytes takes α + nβ, adding n bytes to others nγ. Noise of the
+system, and of other jobs in its network, is not in it.
 """
 
 from __future__ import annotations
@@ -64,6 +67,9 @@ class Measured:
         row_bytes: of the gradient of each row, (rows,).
         dense_bytes: of the gradient of everything that is in every minibatch.
         step: seconds of an optimiser's step, a + b · bytes of gradients.
+        last: of the seconds, those after all gradients but the last are complete, (minibatches,); None where there are
+            none.
+        last_bytes: of the dense gradients, those that come last.
     """
 
     seconds: NDArray[np.float64]
@@ -73,6 +79,8 @@ class Measured:
     row_bytes: NDArray[np.int64]
     dense_bytes: int
     step: tuple[float, float]
+    last: NDArray[np.float64] | None = None
+    last_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class Simulated:
     Attributes:
         seconds: of each iteration, (iterations,).
         traces: of all ranks in each, (iterations,).
-        waiting, exchange: shares of the time; waiting is the mean over ranks.
+        waiting, exchange: shares of the time; waiting is the mean over ranks, exchange what nothing hides.
         bytes: of gradients exchanged in an iteration, the mean.
     """
 
@@ -114,6 +122,7 @@ def simulate(
     speed: float = 1.0,
     compression: float = 1.0,
     parts: int = 1,
+    overlap: bool = False,
     seed: int = 0,
 ) -> Simulated:
     """Train on paper.
@@ -126,6 +135,7 @@ def simulate(
         speed: how many times faster than measured each rank computes.
         compression: bytes sent for a byte of gradients.
         parts: minibatches that each rank accumulates for an iteration, of a bucket each.
+        overlap: exchange most gradients while the last part's backward pass ends.
         seed: of the choice.
     """
     generator = np.random.default_rng((seed, ranks))
@@ -145,8 +155,15 @@ def simulate(
         else:
             union = measured.touched[np.unique(chosen)].any(0)
         size = measured.dense_bytes + float(measured.row_bytes[union].sum())
-        exchange = network.all_reduce(ranks, rows) + network.all_reduce(ranks, compression * size)
-        seconds[number] = work.max() + exchange + (a + b * size) / speed
+        last, last_size = np.zeros(ranks), 0
+        if overlap and measured.last is not None:
+            last, last_size = measured.last[chosen[-1]] / speed, measured.last_bytes
+        flags = network.all_reduce(ranks, rows)
+        others = float((work - last).max()) + flags + network.all_reduce(ranks, compression * (size - last_size))
+        if last_size:
+            others = max(others, float(work.max())) + flags + network.all_reduce(ranks, compression * last_size)
+        exchange = others - float(work.max())
+        seconds[number] = others + (a + b * size) / speed
         traces[number] = measured.traces[chosen].sum()
         waited += float(work.max() - work.mean())
         exchanged += exchange

@@ -152,6 +152,26 @@ def test_gradient_reaches_every_used_row_and_no_other(batch: TraceBatch) -> None
             assert (touched > 0).all(), name
 
 
+@pytest.mark.parametrize("head", ["per_address", "shared", "film"])
+@pytest.mark.parametrize("core", ["lstm", "gru", "transformer"])
+def test_the_gradients_of_observations_come_last(batch: TraceBatch, core: str, head: str) -> None:
+    """When the network says so, all others are complete: ranks may exchange them meanwhile."""
+    kind = {"kind": core, "hidden": 8} if core != "transformer" else {"kind": core, "hidden": 8, "heads": 2}
+    network = small(batch, core=kind, head={"kind": head, "hidden": 8})
+    seen: list[dict[str, torch.Tensor]] = []
+    network.before_last_gradients = lambda: seen.append(gradients(network))
+    network.loss(pack(batch, network.layout))[0].backward()
+    (before,), after = seen, gradients(network)
+    last = {name for name in after if name.startswith(network.LAST_GRADIENTS)}
+    assert last
+    assert all(bool(after[name].any()) and not bool(before[name].any()) for name in last)
+    for name in after.keys() - last:
+        assert torch.equal(before[name], after[name]), name
+    network.freeze(["observations"])
+    network.loss(pack(batch, network.layout))[0].backward()
+    assert len(seen) == 1, "there are none of them"
+
+
 def test_a_network_grown_in_steps_equals_one_made_at_once(batch: TraceBatch) -> None:
     rows = rows_of(batch)
     at_once, in_steps = (InferenceNetwork(SMALL, {"y": (), "pair": (2,)}, "test") for _ in range(2))

@@ -113,6 +113,22 @@ def test_faster_ranks_feel_the_exchange_more() -> None:
     assert halved.seconds == pytest.approx(0.06 + SLOW.all_reduce(64, 8) + SLOW.all_reduce(64, 750))
 
 
+@pytest.mark.parametrize("last", [0.01, 0.4])
+def test_an_exchange_behind_the_backward_pass_costs_what_is_longer(last: float) -> None:
+    """Of 1,500 bytes 500 come last; ranks begin when the slowest has the others."""
+    measured = minibatches([0.5, 0.75], last=np.array([last, last]), last_bytes=500)
+    flags, first, rest = (SLOW.all_reduce(1024, size) for size in (8, 1000, 500))
+    found = simulate(measured, 1024, SLOW, iterations=3, overlap=True)
+    hidden = max(0.75, 0.75 - last + flags + first)
+    assert found.seconds == pytest.approx(hidden + flags + rest)
+    assert found.exchange * found.seconds.mean() == pytest.approx(hidden - 0.75 + flags + rest)
+    assert found.waiting * found.seconds.mean() == pytest.approx(0.125, abs=0.01)
+    plain = simulate(measured, 1024, SLOW, iterations=3)
+    assert plain.seconds == pytest.approx(0.75 + flags + SLOW.all_reduce(1024, 1500))
+    long = simulate(measured, 1024, SLOW, iterations=3, overlap=True, parts=2)
+    assert long.seconds.mean() > found.seconds.mean() + 0.5, "of two parts the last one's backward pass hides"
+
+
 # --- the benchmark ----------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +186,9 @@ def test_a_minibatch_is_timed_and_what_it_touches_is_known(tmp_path: Path) -> No
     assert len(few.seconds) == 2
     cnn = times.with_cnn(few, 0)
     assert bool((cnn.seconds > few.seconds + 0.01 * few.traces).all())
-    assert cnn.dense_bytes > few.dense_bytes + 4_000_000
+    assert cnn.dense_bytes - few.dense_bytes == cnn.last_bytes > 4_000_000
+    assert bool((cnn.last > 0.3 * (cnn.seconds - few.seconds)).all()), "two thirds of the CNN's work"
+    assert bool((cnn.last < 0.9 * (cnn.seconds - few.seconds)).all())
 
 
 @pytest.mark.parametrize(

@@ -68,20 +68,25 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int
 
 
 @pytest.mark.parametrize(
-    ("launcher", "strategy", "ranks"), [(mpirun, "mpi", 2), (mpirun, "mpi", 4), (torchrun, "ddp_rows", 2)]
+    ("launcher", "ranks", "strategy"),
+    [
+        (mpirun, 2, ["strategy=mpi"]),
+        (mpirun, 4, ["strategy=mpi", "strategy.overlap=true"]),
+        (torchrun, 2, ["strategy=ddp_rows"]),
+    ],
 )
 def test_ranks_train_the_network_that_one_process_trains(
     data: Path,
     alone: Callable[[int], Path],
     tmp_path: Path,
     launcher: Callable[[int], list[str]],
-    strategy: str,
     ranks: int,
+    strategy: list[str],
 ) -> None:
     """In float64 the steps are equal up to rounding."""
     if launcher is mpirun:
         needs_mpi()
-    words = [*DOUBLE, f"data.batch_size={64 // ranks}", f"strategy={strategy}"]
+    words = [*DOUBLE, f"data.batch_size={64 // ranks}", *strategy]
     said = on_ranks(launcher(ranks), data / "branching", tmp_path, *words)
     assert said.count("network.pt") == said.count("throughput") == said.count("train: step") == 1, "rank 0 alone speaks"
     assert len([*(tmp_path / "logs").rglob("events*")]) == 1

@@ -101,14 +101,13 @@ class LitInferenceNetwork(LightningModule):
         """Backward pass of a minibatch, weighted by its traces; see :class:`etalumis.optim.Accumulation`."""
         super().backward(loss if self._weight == 1.0 else loss * self._weight, *args, **kwargs)
 
-    def finish_gradients(self, optimizer: Any) -> int:
-        """Make the gradient that of the mean over this rank's traces of the iteration; returns how many they are."""
-        traces = self.accumulation.traces
-        self.accumulation.finish(getattr(optimizer, "optimizer", optimizer), self.trainer.accumulate_grad_batches)
-        return traces
+    def pending_gradients(self) -> tuple[int, float]:
+        """This rank's traces of the iteration, and the factor that makes the gradient that of the mean over them."""
+        return self.accumulation.traces, self.accumulation.factor(self.trainer.accumulate_grad_batches)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self.finish_gradients(optimizer)  # which a strategy of many ranks has seen to already
+        # A strategy of many ranks has seen to that already, and begun anew.
+        self.accumulation.finish(getattr(optimizer, "optimizer", optimizer), self.trainer.accumulate_grad_batches)
         losses, traces = zip(*self._losses, strict=True)
         self._losses.clear()
         weights = torch.tensor(traces, dtype=torch.float64)

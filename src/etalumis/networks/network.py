@@ -11,7 +11,8 @@ and every head once over all its draws: the same value and gradient as running t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -52,7 +53,13 @@ class InferenceNetwork(nn.Module):
 
     Attributes:
         layout: the address dictionary; :func:`pack` needs it.
+        before_last_gradients: called in a backward pass when all gradients are complete but those of the parts whose
+            names begin with ``LAST_GRADIENTS``, the observation embedding's: a large part of the work, where it reads
+            images. Not called where these are frozen, or there are no draws.
     """
+
+    LAST_GRADIENTS = "observations."
+    before_last_gradients: Callable[[], object] | None = None
 
     def __init__(
         self,
@@ -204,8 +211,12 @@ class InferenceNetwork(nn.Module):
 
     def log_q(self, batch: TrainingBatch) -> list[Tensor]:
         """log q of the draws of each group, float64 (n,), in the order of ``batch.groups``."""
+        # Backward passes go through what was computed first last: nothing comes before the observations.
+        image = self.observations(realised(batch.observations))
+        if self.before_last_gradients is not None and image.requires_grad:
+            image.register_hook(partial(_call, self.before_last_gradients))
+        static = self.projection.static(image, batch.num_traces)
         embeddings = self.addresses(batch.addresses)
-        static = self.projection.static(self.observations(realised(batch.observations)), batch.num_traces)
         value_before = self._values_before(batch, embeddings)
         tokens = self.projection.tokens(embeddings, batch.address, batch.previous_address, value_before)
         states = self.core(tokens, static, batch.batch_sizes)
@@ -284,6 +295,10 @@ class InferenceNetwork(nn.Module):
                 "the stored network has other addresses, or the same in another order; load it into a new network"
             )
         self.grow(rows)
+
+
+def _call(call: Callable[[], object], gradient: Tensor) -> None:
+    call()
 
 
 def _seed(seed: int, purpose: str) -> int:

@@ -33,10 +33,14 @@ class Accumulation:
         self.traces += traces
         return traces / self._first
 
+    def factor(self, parts: int) -> float:
+        """What completes gradients of losses that were divided by ``parts``, however many came."""
+        return parts * self._first / self.traces if self.traces else 1.0
+
     @torch.no_grad()
     def finish(self, optimizer: RowOptimizer, parts: int) -> None:
-        """Before the step: complete gradients of losses that were divided by ``parts``, however many came."""
-        factor = parts * self._first / self.traces if self.traces else 1.0
+        """Before the step: complete gradients of losses that were divided by ``parts``."""
+        factor = self.factor(parts)
         self.start()
         gradients = optimizer.parts.gradients() if factor != 1.0 else []
         if gradients:

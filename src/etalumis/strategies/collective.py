@@ -40,11 +40,13 @@ class Collective(ABC):
     Attributes:
         rank, world_size: which of how many.
         timeout: seconds to wait for other ranks.
+        serves_threads: whether another thread than the one that made it may call it, one at a time.
     """
 
     rank: int
     world_size: int
     timeout: float
+    serves_threads = True
     _joined = 0  # collectives so far, the same number on all ranks that wait in the same one
 
     @abstractmethod

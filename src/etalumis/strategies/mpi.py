@@ -67,6 +67,7 @@ class MPICollective(Collective):
         self.rank = int(communicator.Get_rank())
         self.world_size = int(communicator.Get_size())
         self.timeout = timeout
+        self.serves_threads = MPI.Query_thread() >= MPI.THREAD_SERIALIZED
         self._watch = _Watch(timeout, self.abort)
 
     def all_reduce(self, tensor: Tensor, op: Op = "sum") -> Tensor:

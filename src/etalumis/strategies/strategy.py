@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.distributed import ReduceOp
 from torch.optim import Optimizer
 
+from etalumis.networks import InferenceNetwork
 from etalumis.optim import RowOptimizer
 from etalumis.strategies.collective import Collective, CollectiveError, Op
-from etalumis.strategies.exchange import Compression, Exchanged, RowExchange
+from etalumis.strategies.exchange import Exchanged, RowExchange
+from etalumis.strategies.union import Compression
 
 _REDUCTIONS: dict[str, Op | Literal["mean"]] = {"avg": "mean", "mean": "mean", "sum": "sum", "max": "max", "min": "min"}
 
@@ -33,12 +35,14 @@ class RowStrategy(ParallelStrategy):
     """Lightning's part of training on the ranks that a launcher started.
 
     After the backward pass of an iteration's last minibatch, and before clipping, the ranks' gradients become that of
-    the mean over all their traces. The module says how many of these are its own by ``finish_gradients(optimizer)``,
-    which completes its gradient to the mean over them.
+    the mean over all their traces. The module says how many of these are its own, and by which factor its gradient
+    becomes the mean over them, by ``pending_gradients()``.
 
     Args:
         collective: the ranks.
         compression: of gradients on their way; see :class:`.RowExchange`.
+        overlap: exchange all other gradients while the backward pass completes those of the observation embedding,
+            which reads images, and come last.
 
     Attributes:
         exchanged: what the last exchange was; None before the first.
@@ -46,12 +50,13 @@ class RowStrategy(ParallelStrategy):
 
     is_distributed = True  # Lightning asks strategies that it doesn't know
 
-    def __init__(self, collective: Collective, compression: Compression = "none") -> None:
+    def __init__(self, collective: Collective, compression: Compression = "none", overlap: bool = False) -> None:
         super().__init__(cluster_environment=JobEnvironment(collective))
         rank_zero_only.rank = collective.rank  # type: ignore[attr-defined]  # loggers ask before there is a trainer
         self.collective = collective
         self.exchanged: Exchanged | None = None
         self._compression: Compression = compression
+        self._overlap = overlap
         self._exchange: RowExchange | None = None
 
     @property
@@ -84,16 +89,27 @@ class RowStrategy(ParallelStrategy):
         assert self.lightning_module is not None
         check_networks(self.collective, self.lightning_module)
         share_parameters(self.collective, self.lightning_module)
-        self._exchange = RowExchange(self.collective, optimizer.parts, self._compression)
+        if self._overlap and self.root_device.type != "cpu":
+            raise CollectiveError("strategy.overlap=true is for training on CPUs; leave it false on graphics cards")
+        last = InferenceNetwork.LAST_GRADIENTS if self._overlap else ""
+        self._exchange = RowExchange(self.collective, optimizer.parts, self._compression, last)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """One step of all ranks: called for the last minibatch of an iteration only."""
 
+        module: Any = self.lightning_module
+        exchange = self._exchange
+        assert exchange is not None
+
         def joined() -> Any:
-            result = closure()
-            module: Any = self.lightning_module
-            assert self._exchange is not None
-            self.exchanged = self._exchange(module.finish_gradients(optimizer))
+            if self._overlap:
+                module.network.before_last_gradients = lambda: exchange.begin(*module.pending_gradients())
+            try:
+                result = closure()
+            finally:
+                module.network.before_last_gradients = None
+            self.exchanged = exchange(*module.pending_gradients())
+            module.accumulation.start()
             return result
 
         return super().optimizer_step(optimizer, joined, model, **kwargs)
