@@ -26,14 +26,17 @@ ONE_TYPE = [0] * MINIBATCH
 LEARNING_RATE = 1e-4
 
 
-def traces(kinds: Sequence[int], seed: int = 0) -> TraceBatch:
-    """Prior traces of the kinds given."""
+def traces(kinds: Sequence[int], seed: int = 0, detector: Sequence[int] | None = None) -> TraceBatch:
+    """Prior traces of the kinds given; observed by a detector of so many voxels, where there is one."""
     upcoming = iter(kinds)
 
     def program() -> None:
         kind = next(upcoming)
         x = np.array([et.sample(Uniform(0.0, 1.0), address=f"kind {kind} draw {n}") for n in range(DRAWS)])
-        et.observe(Normal(x[:SIZE], 0.1), name="y")
+        if detector is None:
+            et.observe(Normal(x[:SIZE], 0.1), name="y")
+        else:
+            et.observe(Normal(np.full(detector, x.mean()), 0.1), name="detector")
 
     model = et.Model(program)
     return TraceBatch.from_traces(list(run(model, indices=range(len(kinds)), seed=seed)), model.addresses)

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import launching
+from etalumis.optim.parts import Parts
 from etalumis.strategies.collective import CollectiveError
+from etalumis.strategies.exchange import RowExchange
 from etalumis.strategies.mpi import MPICollective
 from etalumis.strategies.torch_distributed import Placement, TorchCollective, first_host
 
@@ -80,6 +83,15 @@ def test_ranks_that_do_not_come(bare: pytest.MonkeyPatch) -> None:
         bare.setenv(name, value)
     with pytest.raises(CollectiveError, match="rank 1 of 2 does not find the others at env://"):
         TorchCollective("gloo", timeout=1.0)
+
+
+def test_overlap_needs_an_mpi_that_serves_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TorchCollective, "serves_threads", False)
+    ranks = TorchCollective.__new__(TorchCollective)
+    parts = Parts(torch.nn.Linear(1, 1))
+    with pytest.raises(CollectiveError, match=r"strategy.overlap=true: this MPI serves one thread"):
+        RowExchange(ranks, parts, last="bias")
+    RowExchange(ranks, parts)
 
 
 def test_slurm_tells_the_ranks(bare: pytest.MonkeyPatch) -> None:
