@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 import etalumis as et
 from benchmarks import common
 from benchmarks.common import Measure, Result, Settings, alternate, rate, significant, single
-from benchmarks.conv3d import FIRST_LAYER_FLOPS
+from benchmarks.conv3d import FIRST_LAYER_FLOPS, has_bf16_products
 from etalumis.execution import AddressBook, TraceBatch, run
 from etalumis.networks import InferenceNetwork, Layout, TrainingBatch, pack, rows_of
 from etalumis.networks.observations import CNN
@@ -69,6 +69,7 @@ class Workload:
         self.network = InferenceNetwork.for_batch(config, traces, "tau").to(device)
         self.optimizer = RowAdam(self.network, lr=1e-4)
         self._generator = np.random.default_rng(0)
+        self._bf16 = device.type != "cpu" or has_bf16_products()
 
     def packed(self, size: int) -> TrainingBatch:
         """A minibatch of traces at random."""
@@ -80,7 +81,7 @@ class Workload:
         """One training step."""
         batch = minibatch.to(self.device, non_blocking=True)
         self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             loss, _ = self.network.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
