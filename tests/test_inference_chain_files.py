@@ -13,8 +13,9 @@ import etalumis as et
 from etalumis.distributions import Bernoulli, Normal, Poisson
 from etalumis.inference import chain_files
 from etalumis.inference.errors import InferenceError
-from etalumis.simulators.classics import branching
-from inference_checks import LINEAR, ByHand, linear
+from etalumis.inference.predictive import predictive_check
+from etalumis.simulators.classics import branching, gaussian
+from inference_checks import LINEAR, OBSERVED, ByHand, linear
 
 
 class StopError(Exception):
@@ -78,6 +79,16 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     with pytest.raises(StopError):
         run(Counting(after), tmp_path / "chains")
     same(run(Counting(math.inf), tmp_path / "chains"), run(Counting(math.inf), None))
+
+
+def test_states_on_both_sides_of_a_save_keep_their_observes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_files, "_BLOCK", 1)  # save whenever it may
+    engine = et.RMH(chains=1, burn_in=0, starts=20, keep_observes=True, folder=tmp_path / "chains")
+    post = et.posterior(et.Model(gaussian), OBSERVED, engine, 900)
+    assert np.diff(post.rows).min() == 0
+    assert len(np.unique(post.chain_values("mu"))) < len(post.traces), "a state was stored in two blocks"
+    assert [len(column) for column in post.traces.observes] == 2 * [len(post.traces)]
+    assert predictive_check(post, "obs1", num_draws=200)["value"].observed == 9.0
 
 
 def test_a_finished_run_goes_on_with_more_traces_and_costs_nothing_with_as_many(tmp_path: Path) -> None:

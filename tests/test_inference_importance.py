@@ -154,13 +154,29 @@ def test_counts_are_checked() -> None:
 # --- workers ------------------------------------------------------------------------------------------------------
 
 
-def test_workers_change_nothing() -> None:
-    alone = et.posterior(et.Model(branching), {"obs0": 6}, num_traces=5000, seed=3)
-    shared = et.posterior(et.Model(branching), {"obs0": 6}, et.ImportanceSampling(workers=2), num_traces=5000, seed=3)
+def branching_somewhere() -> None:
+    branching()
+    et.tag(os.getpid(), name="process")
+
+
+@pytest.mark.parametrize(("num_traces", "workers"), [(1000, 2), (100, 3)])
+def test_workers_change_nothing_and_all_of_them_work(num_traces: int, workers: int) -> None:
+    model = et.Model(branching_somewhere)
+    alone = et.posterior(model, {"obs0": 6}, num_traces=num_traces, seed=3)
+    shared = et.posterior(model, {"obs0": 6}, et.ImportanceSampling(workers=workers), num_traces=num_traces, seed=3)
+    used = set(shared.values("process").tolist())
+    assert os.getpid() not in used
+    assert len(used) == workers
     assert shared.log_weights.tolist() == alone.log_weights.tolist()
     assert shared.traces.value.tolist() == alone.traces.value.tolist()
     assert list(shared.traces.addresses) == list(alone.traces.addresses)
     assert shared.traces.address.tolist() == alone.traces.address.tolist()
+
+
+def test_the_prior_works_in_all_workers() -> None:
+    alone, shared = (et.prior(et.Model(branching_somewhere), 100, workers=workers) for workers in (1, 2))
+    assert len(set(shared.values("process").tolist()) - {os.getpid()}) == 2
+    assert shared.traces.value.tolist() == alone.traces.value.tolist()
 
 
 def deadly() -> None:
@@ -169,8 +185,8 @@ def deadly() -> None:
 
 
 def test_a_dead_worker_is_named_with_what_it_did() -> None:
-    with pytest.raises(InferenceError, match=r"died \(exit code -9\) while it did task range\((0, 4096|4096, 4097)\)"):
-        et.posterior(et.Model(deadly), {}, et.ImportanceSampling(workers=2), num_traces=4097)
+    with pytest.raises(InferenceError, match=r"died \(exit code -9\) while it did task range\((0, 5|5, 10)\)"):
+        et.posterior(et.Model(deadly), {}, et.ImportanceSampling(workers=2), num_traces=10)
 
 
 def test_models_that_cannot_be_sent_to_workers() -> None:

@@ -141,8 +141,11 @@ class TraceBatch:
     # --- building ---------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_traces(cls, traces: Sequence[Trace], addresses: AddressBook) -> TraceBatch:
-        """Columns of executed traces, whose address ids belong to ``addresses``."""
+    def from_traces(cls, traces: Sequence[Trace], addresses: AddressBook, keep_observes: bool = True) -> TraceBatch:
+        """Columns of executed traces, whose address ids belong to ``addresses``.
+
+        Without their observes (detector images and the like) they are far smaller.
+        """
         names: dict[str, int] = {"": 0}
         table: dict[tuple[Any, ...], int] = {}  # what tells distributions apart, cheaper than their own hash
         lengths = [len(trace.addresses) for trace in traces]
@@ -184,7 +187,7 @@ class TraceBatch:
             log_likelihood=each("log_likelihood", np.float64),
             log_proposal=each("log_proposal", np.float64),
             finished=np.fromiter((t.ended == FINISHED for t in traces), np.bool_, len(traces)),
-            observes=ObserveColumn.from_statements([t.observes for t in traces]),
+            observes=ObserveColumn.from_statements([t.observes for t in traces]) if keep_observes else (),
             tags=Column.from_named([[(tag.name, tag.value) for tag in t.tags] for t in traces]),
             result=Column.from_values("result", [(n, t.result) for n, t in enumerate(traces) if t.result is not None]),
         )

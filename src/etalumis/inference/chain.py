@@ -27,7 +27,7 @@ from etalumis.execution import (
 from etalumis.execution.model import met_names
 from etalumis.inference.acceptance import Sites
 from etalumis.inference.errors import InferenceError
-from etalumis.inference.executions import HELD, to_columns
+from etalumis.inference.executions import HELD
 from etalumis.inference.moves import Kept, State, Transition, irreproducible
 from etalumis.inference.reuse import ReuseTally
 
@@ -278,5 +278,5 @@ class Recorder:
         return TraceBatch.concatenate(self._blocks), np.array(self._rows, dtype=np.int64)
 
     def _flush(self) -> None:
-        self._blocks.append(to_columns(self._held, self._chain.model, self._keep_observes))
+        self._blocks.append(TraceBatch.from_traces(self._held, self._chain.model.addresses, self._keep_observes))
         self._held = []

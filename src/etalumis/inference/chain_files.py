@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from etalumis.execution import Observations, Simulator, TraceBatch
 from etalumis.inference.chain import Chain
 from etalumis.inference.errors import InferenceError
-from etalumis.inference.executions import HELD, join, to_columns
+from etalumis.inference.executions import HELD, join
 from etalumis.inference.posterior import Posterior
 
 _SECONDS = 30.0  # between two saves
@@ -65,7 +65,7 @@ class ChainFolder:
 
     def save(self, chain: Chain, counts: Mapping[str, Any], names: set[str]) -> None:
         """Write where the chain is."""
-        present = to_columns([chain.trace], chain.model, keep_observes=False)
+        present = TraceBatch.from_traces([chain.trace], chain.model.addresses, keep_observes=False)
         info = {"identity": self._identity, "chain": chain.plain(), "counts": dict(counts), "names": sorted(names)}
         # Under a name of its own: at no moment is there none.
         before = self._states()
@@ -132,7 +132,7 @@ class FileRecorder:
         if not force and len(self._held) < _BLOCK and time.monotonic() - self._saved < self._every:
             return
         if self._rows:
-            traces = to_columns(self._held, self._chain.model, self._keep_observes)
+            traces = TraceBatch.from_traces(self._held, self._chain.model.addresses, self._keep_observes)
             self._folder.write(self.blocks, traces, np.array(self._rows, dtype=np.int64))
             self.blocks += 1
             self._held, self._rows, self._last = [], [], None

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from etalumis.distributions import Stream
 from etalumis.execution import FAILED, Batched, Controller, Observations, Simulator, Trace, TraceBatch
 from etalumis.execution.model import met_names
-from etalumis.inference.workers import Report, Workers, run_tasks
+from etalumis.inference.workers import Report, Workers, processes, run_tasks
 
 HELD = 512  # traces held as objects before they become columns
-_TASK = 4096  # traces to a task of a worker process
+_TASK = 4096  # traces to a task of a worker process, at most
 
 
 class Plan(NamedTuple):
@@ -43,7 +43,8 @@ def execute(plan: Plan, num_traces: int, workers: Workers, report: Report) -> Tr
     """
     if num_traces < 1:
         raise ValueError(f"num_traces must be at least 1; got {num_traces}")
-    size = num_traces if workers == 1 else _TASK
+    # A share for each worker at least; which traces make a task changes none of them.
+    size = num_traces if workers == 1 else min(_TASK, -(-num_traces // processes(workers)))
     tasks = [range(first, min(first + size, num_traces)) for first in range(0, num_traces, size)]
     outcomes = run_tasks(_execute, plan, tasks, workers, report)
     for outcome in outcomes:
@@ -59,14 +60,6 @@ def join(model: Simulator, batches: Iterable[TraceBatch]) -> TraceBatch:
     return TraceBatch.concatenate(ours)
 
 
-def to_columns(traces: list[Trace], model: Simulator, keep_observes: bool) -> TraceBatch:
-    """Traces as columns; without their observes (detector images and the like) they are far smaller."""
-    if not keep_observes:
-        for trace in traces:
-            trace.observes = []
-    return TraceBatch.from_traces(traces, model.addresses)
-
-
 def in_blocks(traces: Iterable[Trace], model: Simulator, keep_observes: bool, report: Report) -> TraceBatch:
     """Many traces as one batch, of which few are objects at any time."""
     blocks: list[TraceBatch] = []
@@ -74,11 +67,11 @@ def in_blocks(traces: Iterable[Trace], model: Simulator, keep_observes: bool, re
     for trace in traces:
         held.append(trace)
         if len(held) == HELD:
-            blocks.append(to_columns(held, model, keep_observes))
+            blocks.append(TraceBatch.from_traces(held, model.addresses, keep_observes))
             report(len(held), "")
             held = []
     if held or not blocks:
-        blocks.append(to_columns(held, model, keep_observes))
+        blocks.append(TraceBatch.from_traces(held, model.addresses, keep_observes))
         report(len(held), "")
     return TraceBatch.concatenate(blocks)
 

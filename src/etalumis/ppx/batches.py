@@ -191,10 +191,7 @@ class Batches:
             trace = self._model.by_policy(worker, index, once, fault)
             if trace.ended != ends.FAILED:
                 traces.append(trace)
-        if not self._keep:
-            for trace in traces:
-                trace.observes = []
-        return TraceBatch.from_traces(traces, self._model.addresses) if traces else None
+        return TraceBatch.from_traces(traces, self._model.addresses, self._keep) if traces else None
 
     # --- bookkeeping ------------------------------------------------------------------------------------------
 
