@@ -1,5 +1,6 @@
 """Block moves, moves by a network and tempering: exact posteriors, and broken ratios that must be caught."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 import etalumis as et
-from etalumis.distributions import Categorical, Distribution, Normal, Poisson, Uniform
-from etalumis.execution import Simulator
+from etalumis.distributions import Bernoulli, Categorical, Distribution, Normal, Poisson, Stream, Uniform
+from etalumis.execution import Replay, Simulator, Trace
 from etalumis.inference import moves
+from etalumis.inference.acceptance import Sites
 from etalumis.inference.chain import Chain
 from etalumis.simulators.classics import HiddenMarkov, branching, branching_posterior
 from inference_checks import (
@@ -88,6 +90,43 @@ def test_uncontrolled_conditioned_and_factor(engine: et.RMH) -> None:
 def test_rejection_loop(engine: et.RMH) -> None:
     post = et.posterior(et.Model(loop), LOOP, engine, num_traces=16_000, seed=6)
     assert abs(z_chains(post, post.values("m"), loop_exact())) < TOLERANCE
+
+
+def named_by_a_branch() -> None:
+    """A draw of one address that is observed in one branch and free in the other; no network cares for it."""
+    b = et.sample(Bernoulli(0.5), name="b")
+    x = et.sample(Normal(0.0, 1.0), name="c" if b else "x", control=False, address="x")
+    et.observe(Normal(x, 1.0), name="y")
+
+
+@pytest.mark.parametrize("engine", [et.LMH(**SHORT), et.RMH(**SHORT)])
+def test_a_name_decides_whether_an_address_is_conditioned(engine: et.LMH) -> None:
+    there = math.exp(Normal(0.0, 1.0).log_prob(0.5) + Normal(0.5, 1.0).log_prob(0.0))
+    here = math.exp(Normal(0.0, math.sqrt(2.0)).log_prob(0.0))
+    post = et.posterior(et.Model(named_by_a_branch), {"c": 0.5, "y": 0.0}, engine, num_traces=8_000, seed=1)
+    assert z_probabilities(post, "b", np.array([here, there]) / (here + there)) < TOLERANCE
+
+
+def test_sites_serve_traces_of_the_same_draws_only() -> None:
+    observe = et.execution.Observations({"c": 0.5, "y": 0.0})
+    first, other = (run_with(named_by_a_branch, observe, {0: b}) for b in (0, 1))
+    assert first.addresses == other.addresses
+    assert first.controlled == other.controlled
+    assert Sites(first).serve(run_with(named_by_a_branch, observe, {0: 0}))
+    assert not Sites(first).serve(other)
+    # Names matter too where named discrete draws have a share of the moves of their own.
+    first, other = (run_with(sometimes_named, et.execution.Observations(), {0: b}) for b in (0, 1))
+    assert Sites(first).serve(other)
+    assert not Sites(first, branch_share=0.5).serve(other)
+
+
+def sometimes_named() -> None:
+    b = et.sample(Bernoulli(0.5))
+    et.sample(Bernoulli(0.5), name="k" if b else None)
+
+
+def run_with(function: Callable[[], None], observe: et.execution.Observations, values: dict[int, Any]) -> Trace:
+    return et.Model(function).execute(Replay(values), observe, Stream(0), 0)
 
 
 def barrier() -> None:

@@ -58,10 +58,22 @@ class Sites:
             (a decay channel, the number of particles) tell modes apart, and moves between modes are rarely accepted.
     """
 
-    __slots__ = ("_branch_share", "_log", "_log_branch", "_share", "branches", "controlled", "uncontrolled")
+    __slots__ = (
+        "_branch_share",
+        "_log",
+        "_log_branch",
+        "_names",
+        "_of",
+        "_share",
+        "branches",
+        "controlled",
+        "uncontrolled",
+    )
 
     def __init__(self, trace: Trace, branch_share: float = 0.0) -> None:
         flags, conditioned = trace.controlled, trace.conditioned
+        self._of = (trace.addresses, flags, conditioned)
+        self._names = trace.names if branch_share else None
         self.controlled = [k for k, flag in enumerate(flags) if flag]
         self.uncontrolled = [k for k, flag in enumerate(flags) if not flag and not conditioned[k]]
         ours, others = len(self.controlled), len(self.uncontrolled)
@@ -79,6 +91,19 @@ class Sites:
 
     def __len__(self) -> int:
         return len(self.controlled) + len(self.uncontrolled)
+
+    def serve(self, trace: Trace) -> bool:
+        """Whether another trace has the same draws, and the same of them to choose among with the same probabilities.
+
+        Addresses alone don't say: names, which may change from trace to trace, decide what is conditioned.
+        """
+        addresses, controlled, conditioned = self._of
+        return (
+            trace.addresses == addresses
+            and trace.controlled == controlled
+            and trace.conditioned == conditioned
+            and (self._names is None or trace.names == self._names)
+        )
 
     def choose(self, uniform: float) -> int:
         """A draw's position in the trace, by a uniform number."""

@@ -175,9 +175,7 @@ class SingleSite:
         if position >= len(new) or new.addresses[position] != address:
             raise irreproducible(host, address)
         host.reuse.record(new.addresses, address, reuse.fresh)
-        after = sites
-        if new.addresses != old.addresses or new.controlled != old.controlled:
-            after = host.sites(new)
+        after = sites if sites.serve(new) else host.sites(new)
         controlled, branch, power = old.controlled[position], position in sites.branches, host.power
         log_alpha = self._log_acceptance(
             Move(
