@@ -1,35 +1,17 @@
-"""Posterior: reading by name, weights, statistics, resampling, saving, conversion."""
+"""Posterior: reading by name, weights, statistics."""
 
-import json
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import etalumis as et
-from etalumis.distributions import Bernoulli, Categorical, Normal, Poisson, Uniform
+from etalumis.distributions import Bernoulli, Normal, Uniform
 from etalumis.inference import InferenceError
 from etalumis.inference.diagnostics import ess_tail
 from etalumis.simulators.classics import gaussian
 from inference_checks import OBSERVED
-
-
-def varied() -> dict[str, Any]:
-    """Names that are missing, repeated, arrays; tags of every storable kind."""
-    count = et.sample(Poisson(2.0), name="count")
-    for _ in range(count):
-        et.sample(Normal(0.0, 1.0), name="step")
-    for k in range(3):
-        et.sample(Normal(float(k), 1.0), name="three")
-    et.sample(Normal(np.zeros(2), 1.0), name="pair")
-    if et.sample(Bernoulli(0.5), name="flag"):
-        et.sample(Categorical([0.2, 0.8]), name="sometimes")
-    et.tag(2.0 * count, name="double")
-    et.tag("even" if count % 2 == 0 else "odd", name="parity")
-    et.tag(bool(count), name="any")
-    return {"count": count}
+from posterior_models import varied
 
 
 @pytest.fixture(scope="module")
@@ -233,134 +215,26 @@ def test_zero_weights_count() -> None:
     assert post.ess == pytest.approx(np.isfinite(post.log_weights).sum())
 
 
+def test_values_of_impossible_traces_do_not_count() -> None:
+    """What an execution of weight zero tags may be infinite or not a number: zero times infinity is not zero."""
+
+    def model() -> None:
+        x = et.sample(Uniform(0.0, 1.0), name="x")
+        et.factor(0.0 if x < 0.5 else -math.inf)
+        et.tag(x if x < 0.5 else math.inf, name="infinite")
+        et.tag(np.array([x, 1.0 if x < 0.5 else math.nan]), name="array")
+
+    post = et.posterior(et.Model(model), {}, num_traces=200, seed=1)
+    assert 0 < np.isinf(post.values("infinite")).sum() < 200
+    assert post.mean("infinite") == pytest.approx(post.expectation(float, "infinite"))
+    assert post.summary(["infinite"])[0] == post.summary(["x"])[0] | {"name": "infinite"}
+    assert post.mean("array") == pytest.approx([post.mean("x"), 1.0])
+    assert post.std("array") == pytest.approx([post.std("x"), 0.0])
+
+
 def test_repr_is_a_table(weighted: et.Posterior, chains: et.Posterior, varied_prior: et.Posterior) -> None:
     assert "log evidence" in repr(weighted)
     assert "mu_squared" in repr(weighted)
     assert "rhat" in repr(chains)
     assert "and: step" in repr(varied_prior)
     assert len(repr(chains).splitlines()) == 4
-
-
-# --- other forms --------------------------------------------------------------------------------------------------
-
-
-def test_resampling_keeps_expectations_and_evidence(weighted: et.Posterior) -> None:
-    even = weighted.resample(5000, seed=3)
-    assert len(even) == 5000
-    assert np.ptp(even.log_weights) == 0.0
-    assert even.mean("mu") == pytest.approx(weighted.mean("mu"), abs=0.02)
-    assert even.log_evidence == pytest.approx(weighted.log_evidence)
-    assert even.ess < 1.1 * weighted.ess  # copies of one trace are not independent
-    assert even.mcse("mu") == pytest.approx(weighted.mcse("mu"), rel=0.1)
-    assert weighted.resample(seed=3).values("mu").tolist() == weighted.resample(seed=3).values("mu").tolist()
-
-
-def test_resampling_chains_thins_them(chains: et.Posterior) -> None:
-    thinned = chains.resample(100)
-    assert len(thinned) == 100
-    assert thinned.markov
-    assert set(thinned.values("mu")) <= set(chains.values("mu"))
-    assert np.bincount(thinned.chains).min() >= 33
-
-
-@pytest.mark.parametrize("which", ["weighted", "chains", "varied_prior"])
-def test_save_and_load(which: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    post: et.Posterior = request.getfixturevalue(which)
-    post.save(tmp_path / "deep" / "post")
-    back = et.Posterior.load(tmp_path / "deep" / "post")
-    assert back.log_weights.tolist() == post.log_weights.tolist()
-    assert back.names == post.names
-    for name in post.numbers:
-        assert back.values(name).tolist() == post.values(name).tolist()
-        assert back.values(name).dtype == post.values(name).dtype
-    assert list(back.results) == list(post.results)
-    assert (back.markov, back.info, back.num_chains) == (post.markov, post.info, post.num_chains)
-    assert repr(back) == repr(post)
-    assert [str(a) for a in back.traces.addresses] == [str(a) for a in post.traces.addresses]
-    files = {path.suffix for path in (tmp_path / "deep" / "post").iterdir()}
-    assert files == {".npy", ".json"}
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["post"]  # nothing temporary is left
-
-
-def test_saving_again_replaces(weighted: et.Posterior, chains: et.Posterior, tmp_path: Path) -> None:
-    weighted.save(tmp_path / "post")
-    chains.save(tmp_path / "post")
-    assert et.Posterior.load(tmp_path / "post").markov
-
-
-def test_the_earlier_posterior_comes_back_where_replacing_it_fails(
-    weighted: et.Posterior, chains: et.Posterior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weighted.save(tmp_path / "post")
-    rename, asked = Path.rename, []
-
-    def full(path: Path, target: Path) -> Path:
-        asked.append(target)
-        if len(asked) == 2:
-            raise OSError("the disk has gone")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(OSError, match="the disk has gone"):
-        chains.save(tmp_path / "post")
-    assert not et.Posterior.load(tmp_path / "post").markov
-    assert [path.name for path in tmp_path.iterdir()] == ["post"]
-
-
-def test_saving_does_not_replace_other_folders(weighted: et.Posterior, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("precious")
-    with pytest.raises(InferenceError, match="holds no posterior"):
-        weighted.save(tmp_path)
-    assert (tmp_path / "notes.txt").read_text() == "precious"
-
-
-def test_saving_refuses_objects_by_name(tmp_path: Path) -> None:
-    def model() -> None:
-        et.sample(Normal(0.0, 1.0), name="x")
-        et.tag(object(), name="thing")
-
-    post = et.prior(et.Model(model), 5)
-    assert len(post.values("thing")) == 5
-    with pytest.raises(TypeError, match="'thing' holds <object"):
-        post.save(tmp_path / "post")
-    assert not list(tmp_path.iterdir())
-
-
-def test_loading_says_what_is_wrong(weighted: et.Posterior, tmp_path: Path) -> None:
-    with pytest.raises(InferenceError, match="holds no posterior"):
-        et.Posterior.load(tmp_path / "nothing")
-    weighted.save(tmp_path / "post")
-    (tmp_path / "post" / "traces.value.npy").unlink()
-    with pytest.raises(InferenceError, match="is damaged"):
-        et.Posterior.load(tmp_path / "post")
-
-
-def test_loading_refuses_newer_versions(weighted: et.Posterior, tmp_path: Path) -> None:
-    weighted.save(tmp_path / "post")
-    meta = tmp_path / "post" / "meta.json"
-    document = json.loads(meta.read_text())
-    document["meta"]["version"] = 99
-    meta.write_text(json.dumps(document))
-    with pytest.raises(InferenceError, match="format version 99"):
-        et.Posterior.load(tmp_path / "post")
-
-
-def test_to_arviz(weighted: et.Posterior, chains: et.Posterior) -> None:
-    arviz = pytest.importorskip("arviz")
-    data = chains.to_arviz()
-    assert data.posterior["mu"].shape == (3, 166)
-    assert float(arviz.rhat(data)["mu"]) == pytest.approx(chains.rhat("mu"))
-    assert float(arviz.ess(data)["mu"]) == pytest.approx(chains.ess_of("mu"))
-    assert data.sample_stats["lp"].shape == (3, 166)
-    assert type(data).__name__ == ("InferenceData" if arviz.__version__.startswith("0.") else "DataTree")
-    resampled = weighted.to_arviz(num_draws=500)
-    assert resampled.posterior["mu"].shape == (1, 500)
-    assert float(resampled.posterior["mu"].mean()) == pytest.approx(weighted.mean("mu"), abs=0.1)
-
-
-def test_to_arviz_keeps_arrays(varied_prior: et.Posterior) -> None:
-    pytest.importorskip("arviz")
-    data = varied_prior.to_arviz(num_draws=300)
-    assert data.posterior["three"].shape == (1, 300, 3)
-    assert data.posterior["pair"].shape == (1, 300, 2)
-    assert "step" not in data.posterior

@@ -146,9 +146,7 @@ class Posterior(WeightedTraces):
         values = self._numbers(name, index, missing)
         if self.markov:
             return diagnostics.mcse_mean(self.by_chain(values))
-        centred = values - np.tensordot(self.weights, values, axes=1)
-        # Samples that are one trace (after resampling) are one piece of evidence.
-        return float(np.sqrt(np.square(np.bincount(self.rows, self.weights * centred)).sum()))
+        return weighted.mcse_mean(values, self.weights, self.rows)
 
     def ess_of(self, name: str, index: int | None = None, missing: Any = UNSET) -> float:
         """Effective sample size for one number: bulk ESS over chains, or that of the weights."""

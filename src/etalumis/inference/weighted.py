@@ -1,4 +1,8 @@
-"""Statistics of weighted samples. Shapes: values (S, *shape); weights (S,), which sum to 1."""
+"""Statistics of weighted samples. Shapes: values (S, *shape); weights (S,), which sum to 1.
+
+Samples of zero weight don't count, whatever their values are: what an execution that can't have produced the
+observation tagged may be infinite or not a number.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,28 @@ def normalised(log_weights: Array) -> Array:
 
 def mean(values: Array, weights: Array) -> Any:
     """The weighted mean: a number, or an array of ``shape``."""
+    values, weights = _positive(values, weights)
     return plain(np.tensordot(weights, values, axes=1))
 
 
 def std(values: Array, weights: Array) -> Any:
     """Standard deviation of the distribution that the weights define."""
+    values, weights = _positive(values, weights)
     centred = values - np.tensordot(weights, values, axes=1)
     return plain(np.sqrt(np.tensordot(weights, centred**2, axes=1)))
+
+
+def mcse_mean(values: Array, weights: Array, rows: NDArray[np.int64]) -> float:
+    """Monte-Carlo standard error of the mean of numbers, shape (S,).
+
+    Args:
+        values, weights: as above.
+        rows: the trace of each sample: samples that are one trace (after resampling) are one piece of evidence.
+    """
+    rows = rows[weights > 0.0]
+    values, weights = _positive(values, weights)
+    centred = values - weights @ values
+    return float(np.sqrt(np.square(np.bincount(rows, weights * centred)).sum()))
 
 
 def quantile(values: Array, weights: Array, q: ArrayLike) -> Any:
@@ -56,6 +75,12 @@ def probabilities(values: NDArray[Any], weights: Array) -> dict[Any, float]:
 def plain(array: Any) -> Any:
     """A Python number where the array has no dimensions."""
     return array.item() if np.ndim(array) == 0 else array
+
+
+def _positive(values: Array, weights: Array) -> tuple[Array, Array]:
+    """The samples of positive weight: zero times infinity is not zero."""
+    there = weights > 0.0
+    return (values, weights) if there.all() else (values[there], weights[there])
 
 
 def _quantile(values: Array, weights: Array, levels: Array) -> Array:
