@@ -153,19 +153,34 @@ def straight(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return (float(a), float(b)) if a >= 0.0 and b >= 0.0 else (0.0, float(y.mean() / x.mean()))
 
 
-def with_cnn(measured: Measured, repeats: int) -> Measured:
-    """The same with the paper's 3D CNN: as many seconds more for each trace, and its weights.
+class CNNCost(NamedTuple):
+    """What the paper's 3D CNN costs.
 
-    Its backward pass is what comes last: all that it takes beside a forward pass alone.
+    Attributes:
+        forward, backward: seconds for a trace.
+        bytes: of its weights.
     """
-    network = CNN(SHAPE, OUTPUT, 3)
-    both, alone = step(network, network, CNN_TRACES), step(network, network, CNN_TRACES, backward=False)
-    rate, forward = (max(measure() for _ in range(1 + repeats)) for measure in (both, alone))
-    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
+
+    forward: float
+    backward: float
+    bytes: int
+
+    @classmethod
+    def measured(cls, repeats: int) -> CNNCost:
+        """The least of several times."""
+        network = CNN(SHAPE, OUTPUT, 3)
+        both, alone = step(network, network, CNN_TRACES), step(network, network, CNN_TRACES, backward=False)
+        rate, forward = (max(measure() for _ in range(1 + repeats)) for measure in (both, alone))
+        weights = sum(parameter.numel() for parameter in network.parameters())
+        return cls(1.0 / forward, max(1.0 / rate - 1.0 / forward, 0.0), 4 * weights)
+
+
+def with_cnn(measured: Measured, cnn: CNNCost) -> Measured:
+    """The same with the CNN: as many seconds more for each trace, its backward pass last, and its weights."""
     return replace(
         measured,
-        seconds=measured.seconds + measured.traces / rate,
-        dense_bytes=measured.dense_bytes + weights,
-        last=measured.traces * max(1.0 / rate - 1.0 / forward, 0.0),
-        last_bytes=weights,
+        seconds=measured.seconds + measured.traces * (cnn.forward + cnn.backward),
+        dense_bytes=measured.dense_bytes + cnn.bytes,
+        last=measured.traces * cnn.backward,
+        last_bytes=cnn.bytes,
     )

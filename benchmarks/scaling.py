@@ -37,7 +37,18 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import Result, Settings, significant
-from benchmarks.minibatch_times import BATCH, LARGE, PAPER_RATE, SMALL, WAYS, Worker, average_draws, sampled, with_cnn
+from benchmarks.minibatch_times import (
+    BATCH,
+    LARGE,
+    PAPER_RATE,
+    SMALL,
+    WAYS,
+    CNNCost,
+    Worker,
+    average_draws,
+    sampled,
+    with_cnn,
+)
 from benchmarks.scaling_figure import draw
 from benchmarks.synchronous import ARIES, Measured, Simulated, efficiency, simulate
 from etalumis.execution.pool import cores
@@ -46,6 +57,7 @@ from etalumis.report.balance import Phases
 
 TRACES, QUICK_TRACES = 10_000, 2_500
 REAL, QUICK_REAL = (1, 2, 4), (1, 2)
+STEPS, QUICK_STEPS = 120, 40  # of a training
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 MOST, QUICK_MOST = 60, 25  # minibatches measured with the paper's sizes
 LEAST, MINIBATCHES = 200, 8192  # iterations of a simulation, or as many as take so many minibatches
@@ -99,7 +111,11 @@ def real(data: Path, folder: Path, settings: Settings) -> dict[int, list[float]]
     """Traces per second of all ranks in each interval, by number of ranks."""
     rates: dict[int, list[float]] = {}
     words = [*SMALL, f"data.train={data}", f"data.batch_size={BATCH}", "data.buckets=10", "data.valid_fraction=0"]
-    words += ["data.workers=0", "trainer.log_every_n_steps=5", f"trainer.max_steps={40 if settings.quick else 120}"]
+    words += [
+        "data.workers=0",
+        "trainer.log_every_n_steps=5",
+        f"trainer.max_steps={QUICK_STEPS if settings.quick else STEPS}",
+    ]
     words += ["trainer.max_epochs=1000"]
     for number in range(1 if settings.quick else 3):
         for ranks in QUICK_REAL if settings.quick else REAL:
@@ -132,6 +148,7 @@ def on_paper(worker: Worker, folders: dict[str, Path], settings: Settings, paper
     draws = average_draws(folders)
     repeats = (1 if settings.quick else 2) if paper else 3
     most = (QUICK_MOST if settings.quick else MOST) if paper else None
+    cnn = CNNCost.measured(repeats) if paper else None
     measured: dict[tuple[Any, ...], Measured] = {}
     curves: Curves = {}
     speed = 1.0
@@ -141,7 +158,7 @@ def on_paper(worker: Worker, folders: dict[str, Path], settings: Settings, paper
         key = (way.data, way.words)
         if key not in measured:
             found = worker.measure(sampled(way, folders, draws), repeats, most)
-            measured[key] = with_cnn(found, repeats) if paper else found
+            measured[key] = found if cnn is None else with_cnn(found, cnn)
         if paper and not curves:
             speed = PAPER_RATE / simulate(measured[key], 1).rate
         make = partial(simulate, measured[key], network=ARIES, speed=speed)

@@ -281,7 +281,16 @@ def test_scaling_reports_what_outside_checks_read(monkeypatch: pytest.MonkeyPatc
     scaling = importlib.import_module("benchmarks.scaling")
     if not Path(sys.executable).with_name("mpirun").exists():
         pytest.skip("no mpirun beside the interpreter: pip install 'etalumis[mpi]'")
-    monkeypatch.setattr(scaling, "QUICK_TRACES", 300)
+    sizes = {
+        "QUICK_TRACES": 300,
+        "QUICK_STEPS": 15,
+        "QUICK_MOST": 4,
+        "RANKS": (1, 2, 1024, 2048),
+        "LEAST": 10,
+        "MINIBATCHES": 1024,
+    }
+    for name, size in sizes.items():
+        monkeypatch.setattr(scaling, name, size)
     results = {r.name: r for r in scaling.results(QUICK, tmp_path / "scaling.png")}
     assert {"efficiency_2", "predicted_efficiency_1024", "predicted_plain_1024"} <= set(results)
     assert results["predicted_efficiency_1024"].target == 0.85

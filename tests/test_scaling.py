@@ -184,11 +184,12 @@ def test_a_minibatch_is_timed_and_what_it_touches_is_known(tmp_path: Path) -> No
     assert 0.0 < efficiency(simulate(found, 64, iterations=20), simulate(found, 1, iterations=50)) < 1.2
     few = worker.measure(times.sampled(times.WAYS["plain"], folders, draws), repeats=1, most=2)
     assert len(few.seconds) == 2
-    cnn = times.with_cnn(few, 0)
+    cost = times.CNNCost.measured(0)
+    cnn = times.with_cnn(few, cost)
     assert bool((cnn.seconds > few.seconds + 0.01 * few.traces).all())
     assert cnn.dense_bytes - few.dense_bytes == cnn.last_bytes > 4_000_000
-    assert bool((cnn.last > 0.3 * (cnn.seconds - few.seconds)).all()), "two thirds of the CNN's work"
-    assert bool((cnn.last < 0.9 * (cnn.seconds - few.seconds)).all())
+    assert 0.5 < cost.backward / cost.forward < 8.0, "about two"
+    assert cnn.last.tolist() == pytest.approx((cost.backward * few.traces).tolist())
 
 
 @pytest.mark.parametrize(
