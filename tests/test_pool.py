@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,14 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from etalumis.execution.cancellation import Cancellation, Cancelled
 from etalumis.execution.pool import Loss, Pool
 from etalumis.execution.pool_worker import Desk, PoolError
+from etalumis.execution.signals import JOB_SIGNALS
 
 pytestmark = pytest.mark.timeout(60)
 
 
 class Squares:
-    """Squares numbers; what it does with a negative one is ``how``. Touches ``sign`` when it is closed."""
+    """Squares numbers; what it does with a negative one is ``how``.
+
+    Touches ``sign.made`` when it is made, ``sign.at`` when it hangs, and ``sign`` when it is closed.
+    """
 
     def __init__(self, how: str = "raise", sign: Path | None = None) -> None:
         self._how, self._sign = how, sign
@@ -34,7 +41,13 @@ class Squares:
             if self._how == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self._how == "hang":
+                if self._sign is not None:
+                    self._sign.with_suffix(".at").touch()
                 time.sleep(60.0)
+            if self._how == "wait":
+                assert self._sign is not None
+                until(self._sign.with_suffix(".go"))
+                return number**2, os.getpid()
             raise ZeroDivisionError(f"no root of {number}")
         return number**2, os.getpid()
 
@@ -110,25 +123,74 @@ def test_the_work_of_a_lost_worker_is_recovered(how: str, reason: str) -> None:
 
 
 def test_closing_ends_a_busy_worker_and_its_work_is_closed(tmp_path: Path) -> None:
-    pool = Pool[int, object](partial(Squares, "hang", tmp_path / "closed"), 1)
+    work = Cancellation()
+    pool = Pool[int, object](partial(Squares, "hang", tmp_path / "closed"), 1, cancellation=work)
     results = pool.run([-1])
 
     def take() -> None:
-        with suppress(PoolError):
+        with suppress(Cancelled):
             next(results)
 
     thread = threading.Thread(target=take, daemon=True)
     thread.start()
-    until(tmp_path / "closed.made")
-    time.sleep(0.3)  # now it hangs
+    until(tmp_path / "closed.at")
     process = next(iter(pool._members.values())).process
     started = time.monotonic()
-    os.kill(process.pid or 0, signal.SIGTERM)  # as closing does after a grace
+    work.cancel()
     thread.join(10.0)
     pool.close()
     assert time.monotonic() - started < 10.0
     assert (tmp_path / "closed").exists()
     assert not process.is_alive()
+
+
+def test_workers_leave_a_job_s_signals_to_the_main_process(tmp_path: Path) -> None:
+    """Launchers send them to all processes; a simulator is at work, or the worker has only begun to start."""
+    with Pool[int, tuple[int, int]](partial(Squares, "wait", tmp_path / "sign"), 1) as pool:
+        pid = next(iter(pool._members.values())).process.pid or 0
+
+        def ask() -> None:
+            for number in (*JOB_SIGNALS, signal.SIGINT):
+                os.kill(pid, number)
+
+        ask()
+        until(tmp_path / "sign.made")
+        ask()
+        (tmp_path / "sign.go").touch()
+        assert [square for square, _ in pool.run([-2, 3])] == [4, 9]
+        ask()
+        time.sleep(0.1)
+        assert next(iter(pool._members.values())).process.is_alive()
+
+
+LEFT = """
+import os, sys, threading, time
+from functools import partial
+from pathlib import Path
+from etalumis.execution.pool import Pool
+from test_pool import Squares, until
+
+if __name__ == "__main__":
+    sign = Path(sys.argv[1])
+    pool = Pool(partial(Squares, "hang", sign), 1)
+    threading.Thread(target=lambda: next(pool.run([-1])), daemon=True).start()
+    until(sign.with_suffix(".at"))
+    {end}
+"""
+
+
+@pytest.mark.parametrize("end", ["pass", "os.kill(os.getpid(), 9)"])
+def test_no_worker_outlives_its_program(tmp_path: Path, end: str) -> None:
+    """One that does not close its pool, and one that is killed."""
+    (tmp_path / "left.py").write_text(LEFT.format(end=end))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    words = [sys.executable, str(tmp_path / "left.py"), str(tmp_path / "sign")]
+    # Standard output ends with the last of the processes that have it.
+    done = subprocess.run(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30, check=False
+    )
+    assert (done.returncode == 0) == (end == "pass")
+    assert (tmp_path / "sign").exists(), "its work was closed"
 
 
 def test_work_that_cannot_be_sent() -> None:

@@ -5,11 +5,9 @@ Nothing here imports Lightning, so that these processes start quickly.
 
 from __future__ import annotations
 
-import signal
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from etalumis.datamodules.minibatches import Minibatch
 from etalumis.datamodules.sources import Held, JoinedDatasets
 from etalumis.execution import TraceBatch
+from etalumis.execution.signals import leave_to_parent
 from etalumis.networks.layout import Layout
 from etalumis.networks.packing import TrainingBatch, pack
 from etalumis.storage.memory import keep_memory
@@ -87,18 +86,9 @@ class Minibatches(TorchDataset):
 
 
 def ignore_interrupts(worker: int = 0) -> None:
-    """Ctrl-C reaches every process of a terminal, and other signals every process of a job: the training process
-    decides, loader processes end with it.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave signals to the training process, with which loader processes end."""
+    leave_to_parent()
     keep_memory()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        # A handler: what is ignored outright stays so in programs that this process starts, such as simulators.
-        signal.signal(number, _go_on)
-
-
-def _go_on(number: int, frame: FrameType | None) -> None:
-    pass
 
 
 class Parcel(NamedTuple):

@@ -7,7 +7,7 @@ task and where in it the worker was, and the caller decides what is run instead.
 
 from __future__ import annotations
 
-import ctypes
+import atexit
 import multiprocessing
 import os
 import pickle
@@ -17,12 +17,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from etalumis.execution.cancellation import Cancellation
-from etalumis.execution.pool_worker import NOWHERE, PoolError, Report, Work, no_report, serve
+from etalumis.execution.pool_worker import HELD_SIGNALS, NOWHERE, Board, PoolError, Report, Work, no_report, serve
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -95,6 +96,7 @@ class Pool(Generic[Task, Result]):
         self._timeout = timeout
         self._cancellation = cancellation or Cancellation()
         self._members: dict[Connection, _Member[Task]] = {}
+        atexit.register(self.close)  # before multiprocessing waits for workers that it has only sent SIGTERM
         try:
             for _ in range(workers):
                 self._hire()
@@ -148,17 +150,18 @@ class Pool(Generic[Task, Result]):
 
     def close(self) -> None:
         """End all processes: idle ones by themselves, others by force, and their work is closed if it lets us."""
+        atexit.unregister(self.close)
         members = list(self._members.values())
         self._members.clear()
         for member in members:
             member.connection.close()
-        for force in (None, SpawnProcess.terminate, SpawnProcess.kill):
+        for force in (None, _Member.dismiss, _Member.kill):
             deadline = time.monotonic() + _GRACE_S
             for member in members:
                 if force is not None and member.process.is_alive():
-                    force(member.process)
+                    force(member)
             for member in members:
-                member.process.join(None if force is SpawnProcess.kill else max(deadline - time.monotonic(), 0.0))
+                member.process.join(None if force is _Member.kill else max(deadline - time.monotonic(), 0.0))
 
     def __enter__(self) -> Pool[Task, Result]:
         return self
@@ -170,13 +173,13 @@ class Pool(Generic[Task, Result]):
 
     def _hire(self) -> None:
         context = multiprocessing.get_context("spawn")
-        position = context.RawValue(ctypes.c_int64, NOWHERE)
+        board = context.RawValue(Board, NOWHERE, False)
         ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, self._payload, position), daemon=True)
-        with one_thread_each(), _without_interrupts():
+        process = context.Process(target=serve, args=(theirs, self._payload, board), daemon=True)
+        with one_thread_each(), _without_signals():
             process.start()
         theirs.close()
-        self._members[ours] = _Member(ours, process, position)
+        self._members[ours] = _Member(ours, process, board)
 
     def _turn(
         self, report: Report, recover: Callable[[Loss], Task] | None, again: deque[tuple[int, Task]]
@@ -207,9 +210,9 @@ class Pool(Generic[Task, Result]):
             return
         for member in list(self._members.values()):
             if member.idle_for() > self._timeout:
-                member.process.terminate()
+                member.dismiss()
                 member.process.join(_GRACE_S)
-                member.process.kill()
+                member.kill()
                 self._replace(member, f"hung for {self._timeout:g} s", recover, again)
 
     def _replace(
@@ -226,7 +229,7 @@ class Pool(Generic[Task, Result]):
                 "`if __name__ == '__main__':` guard"
             )
         (number, task), *rest = member.tasks
-        instead = recover(Loss(task, int(member.position.value), reason))
+        instead = recover(Loss(task, member.board.position, reason))
         again.extendleft(reversed([(number, instead), *rest]))
         del self._members[member.connection]
         member.connection.close()
@@ -237,10 +240,10 @@ class Pool(Generic[Task, Result]):
 class _Member(Generic[Task]):
     """A process, the tasks it has, and where it is in the first of them."""
 
-    def __init__(self, connection: Connection, process: SpawnProcess, position: Any) -> None:
+    def __init__(self, connection: Connection, process: SpawnProcess, board: Board) -> None:
         self.connection = connection
         self.process = process
-        self.position = position
+        self.board = board
         self.tasks: deque[tuple[int, Task]] = deque()
         self._seen, self._since = NOWHERE, 0.0
 
@@ -254,9 +257,18 @@ class _Member(Generic[Task]):
         self.process.join(timeout=5)
         return f"died (exit code {self.process.exitcode})"
 
+    def dismiss(self) -> None:
+        """Ask the process to end; its work is closed."""
+        self.board.dismissed = True
+        self.process.terminate()
+
+    def kill(self) -> None:
+        """End the process."""
+        self.process.kill()
+
     def idle_for(self) -> float:
         """Seconds since the position was seen to change."""
-        now, position = time.monotonic(), int(self.position.value)
+        now, position = time.monotonic(), self.board.position
         if position != self._seen or position == NOWHERE:
             self._seen, self._since = position, now
         return now - self._since
@@ -278,10 +290,12 @@ def one_thread_each() -> Iterator[None]:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Processes started inside don't see Ctrl-C before they can ignore it; here it is only put off."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _without_signals() -> Iterator[None]:
+    """Processes started inside don't see signals of the job before they can take them; here they are only put off."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
+        resource_tracker.ensure_running()  # or the first start would do so, which lets some of them through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

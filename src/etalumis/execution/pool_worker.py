@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
@@ -12,15 +13,18 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, NoReturn, Protocol, TypeVar
+from types import FrameType
+from typing import Protocol, TypeVar
 
 from etalumis.execution.cancellation import Cancellation
+from etalumis.execution.signals import JOB_SIGNALS, leave_to_parent
 
 Result_co = TypeVar("Result_co", covariant=True)
 Task_contra = TypeVar("Task_contra", contravariant=True)
 Report = Callable[[int, str], None]
 
 NOWHERE = -1  # the position of work that told none
+HELD_SIGNALS = {signal.SIGINT, *JOB_SIGNALS}  # kept from a worker until it can take them
 _GRACE_S = 5.0  # for the work to be closed after the main process has gone
 
 
@@ -52,17 +56,30 @@ def no_report(amount: int, note: str) -> None:
     """Nobody wants to know."""
 
 
+class Board(ctypes.Structure):
+    """Memory that a worker shares with its pool.
+
+    Attributes:
+        position: where its work is, written by the worker.
+        dismissed: SIGTERM means this worker, not the whole job; written by whoever ends it.
+    """
+
+    _fields_ = (("position", ctypes.c_int64), ("dismissed", ctypes.c_bool))
+    position: int
+    dismissed: bool
+
+
 class _Desk:
     """The worker's end of a :class:`Desk`."""
 
-    def __init__(self, connection: Connection, position: Any) -> None:
-        self._connection, self._position = connection, position
+    def __init__(self, connection: Connection, board: Board) -> None:
+        self._connection, self._board = connection, board
 
     def __call__(self, amount: int, note: str) -> None:
         self._connection.send(("progress", amount, note))
 
     def at(self, position: int) -> None:
-        self._position.value = position
+        self._board.position = position
 
 
 class OwnDesk:
@@ -81,14 +98,18 @@ class OwnDesk:
             self._cancellation.check()
 
 
-def serve(connection: Connection, payload: bytes, position: Any) -> None:
+def serve(connection: Connection, payload: bytes, board: Board) -> None:
     """Body of a worker process."""
-    # Ctrl-C reaches every process of the terminal: the main one decides, workers end with its connection.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGTERM, _end)  # what the work holds, such as simulator processes, is let go of
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    desk = _Desk(connection, position)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if board.dismissed:
+            raise SystemExit(1)  # what the work holds, such as simulator processes, is let go of
+
+    leave_to_parent()
+    signal.signal(signal.SIGTERM, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
+    threading.Thread(target=_end_with_parent, args=(board,), daemon=True).start()
+    desk = _Desk(connection, board)
     with ExitStack() as stack, suppress(BrokenPipeError, ConnectionResetError):  # the main process wants no more
         try:
             work = pickle.loads(payload)()  # noqa: S301 (from our own parent process)
@@ -108,15 +129,12 @@ def serve(connection: Connection, payload: bytes, position: Any) -> None:
             connection.send(("failure", portable(error), traceback.format_exc()))
 
 
-def _end(number: int, frame: object) -> NoReturn:
-    raise SystemExit(1)
-
-
-def _end_with_parent() -> None:
+def _end_with_parent(board: Board) -> None:
     """However the main process ended, and whatever is under way here: no worker outlives it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
+    board.dismissed = True
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE_S)
     os._exit(1)
