@@ -212,6 +212,42 @@ class TestConditioning:
         with pytest.raises(et.ObservationError, match="lists 2 values"):
             execute(chain, observe={"x": [1.0, 2.0]})
 
+    def test_values_of_a_list_may_differ_in_shape(self):
+        def shapes():
+            et.observe(Normal(np.zeros(2), 1.0), name="y")
+            et.observe(Normal(np.zeros(3), 1.0), name="y")
+            et.observe(Normal(0.0, 1.0), name="y")
+
+        given = [np.ones(2), [2.0, 2.0, 2.0], 3.0]
+        (trace,) = run(et.Model(shapes), observe={"y": given}, indices=[0])
+        assert [np.shape(o.value) for o in trace.observes] == [(2,), (3,), ()]
+        assert trace.observes[2].value == 3.0
+        assert [a.tolist() for a in Observations({"y": given}).arrays("y")] == [[1.0, 1.0], [2.0, 2.0, 2.0], 3.0]
+        assert [a.tolist() for a in Observations({"y": [1.0, 2.0]}).arrays("y")] == [[1.0, 2.0]]
+        with pytest.raises(et.ObservationError, match=r"shape \(1,\).*shape \(3,\)"):
+            execute(shapes, observe={"y": [np.ones(2), [1.0], 3.0]})
+        with pytest.raises(et.ObservationError, match="neither a number nor an array"):
+            execute(shapes, observe={"y": [np.ones(2), [1.0, [2.0, 3.0]], 3.0]})
+
+    def test_a_list_of_the_observed_shape_is_one_value(self):
+        def image():
+            et.observe(Normal(np.zeros((2, 3)), 1.0), name="y")
+
+        rows = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+        (trace,) = run(et.Model(image), observe={"y": rows}, indices=[0])  # all of it was used: no error at the end
+        assert trace.observes[0].value.tolist() == rows
+        (twice,) = run(et.Model(lambda: [image() for _ in range(2)]), observe={"y": [rows, rows]}, indices=[0])
+        assert [o.value.tolist() for o in twice.observes] == [rows, rows]
+
+    def test_listed_values_that_no_execution_asks_for_are_an_error_at_the_end(self):
+        def some():
+            for _ in range(1 + et.sample(Categorical([0.5, 0.5]))):
+                et.observe(Normal(0.0, 1.0), name="y")
+
+        assert len(list(run(et.Model(some), observe={"y": [0.0, 0.0]}, indices=range(20)))) == 20
+        with pytest.raises(et.ObservationError, match=r"'y'\] lists 4 values, .* more than 2 times"):
+            list(run(et.Model(some), observe={"y": [0.0, 0.0, 50.0, 60.0]}, indices=range(20)))
+
     def test_the_simulators_own_value_wins_or_is_overridden(self):
         def supplied():
             et.observe(Normal(0.0, 1.0), 3.0, name="y")

@@ -158,6 +158,21 @@ def test_an_event_that_observes_nothing_known_is_an_error() -> None:
         et.posteriors(et.Model(gaussian), [OBSERVED, {"nothing": 1.0}], et.IC(MEAN), num_traces=5)
 
 
+def pair() -> None:
+    mu = et.sample(Normal(0.0, 1.0), name="mu")
+    for _ in range(2):
+        et.observe(Normal(mu, 1.0), name="y")
+
+
+@pytest.mark.parametrize(
+    "engine", [et.IC(MEAN), et.ImportanceSampling(workers=2), et.RMH(chains=2, burn_in=1, starts=5)]
+)
+def test_values_that_no_execution_asks_for_are_an_error(engine: et.IC) -> None:
+    assert len(et.posterior(et.Model(pair), {"y": [0.0, 0.0]}, engine, num_traces=10)) == 10
+    with pytest.raises(et.ObservationError, match="lists 3 values"):
+        et.posterior(et.Model(pair), {"y": [0.0, 0.0, 50.0]}, engine, num_traces=10)
+
+
 def test_batch_size_changes_nothing() -> None:
     runs = [
         et.posterior(et.Model(marsaglia), OBSERVED, et.IC(MEAN, batch_size=size), num_traces=300, seed=6)

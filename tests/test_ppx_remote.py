@@ -162,6 +162,9 @@ def test_observations_that_do_not_fit_are_errors() -> None:
             et.posterior(remote, {"obs7": 1.0}, num_traces=10)
         with pytest.raises(et.ObservationError, match="shape"):
             et.posterior(remote, {"obs0": [[1.0, 2.0]]}, num_traces=10)
+        for engine in (et.ImportanceSampling(), et.LMH(chains=1, burn_in=1, starts=1)):
+            with pytest.raises(et.ObservationError, match=r"'obs0'\] lists 2 values"):
+                et.posterior(remote, {"obs0": [1.0, 50.0]}, engine, num_traces=10)
         assert len(et.prior(remote, num_traces=5)) == 5
     with launched("zoo") as remote, pytest.raises(et.ObservationError, match="names are"):
         et.posterior(remote, {"why": 1.0}, num_traces=10)

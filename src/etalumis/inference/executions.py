@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
@@ -80,7 +81,7 @@ class _Outcome(NamedTuple):
     """One task's traces, the observation names they used, and the names they could have used."""
 
     traces: TraceBatch
-    used: set[str]
+    used: Counter[str]
     names: set[str]
 
 

@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
     proposed: int
     beyond: int
     unknown: Counter[Address]
-    used: list[set[str]]
+    used: list[Counter[str]]
     names: set[str]
     counts: Counts
 
@@ -91,7 +91,8 @@ def check_used(plan: Plan, outcomes: Sequence[Outcome]) -> None:
     """
     names = set().union(*(outcome.names for outcome in outcomes))
     for number, observations in enumerate(plan.events):
-        observations.used.update(*(outcome.used[number] for outcome in outcomes))
+        for outcome in outcomes:
+            observations.used |= outcome.used[number]
         observations.check_used(names)
 
 

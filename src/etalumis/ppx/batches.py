@@ -146,7 +146,9 @@ class Batches:
             else:  # statement by statement it shows how far it comes
                 self._put(span, self._one_by_one(worker, span, stream))
             return
-        self._observe.used |= answer.used & self._observe.values.keys()
+        for name, (times, shape) in answer.used.items():
+            if name in self._observe:
+                self._observe.note(name, times, shape)
         if answer.failed is None:
             self._drop(answer.lost)
             self._put(span, answer.traces)

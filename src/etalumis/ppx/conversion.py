@@ -40,7 +40,8 @@ class Answer(NamedTuple):
         failed: index of the execution that the model itself broke off, if one did.
         error: what the model said then.
         names: names that statements could be conditioned by.
-        used: names of conditioned draws and of scored observes.
+        used: names of conditioned draws and of scored observes: how often one execution met each at most, and the
+            shape there.
     """
 
     traces: TraceBatch
@@ -48,7 +49,7 @@ class Answer(NamedTuple):
     failed: int | None
     error: str
     names: frozenset[str]
-    used: frozenset[str]
+    used: dict[str, tuple[int, tuple[int, ...]]]
 
 
 @orderly()
@@ -84,8 +85,6 @@ def to_batch(told: Table, keep_observes: bool = True) -> Answer:
     )
     texts = told.reader.names.texts
     met = {texts[n] for n in np.unique(np.concatenate([told.name, told.observe_name])).tolist()}
-    scored = {texts[n] for n in np.unique(told.observe_name[told.observed]).tolist()}
-    forced = {texts[n] for n in np.unique(told.name[told.conditioned]).tolist()}
     good = told.ended < s.EXHAUSTED
     failed = int(told.index[-1]) if told.traces and told.ended[-1] == s.FAILED else None
     return Answer(
@@ -94,8 +93,21 @@ def to_batch(told: Table, keep_observes: bool = True) -> Answer:
         failed,
         told.columns.error or "",
         frozenset(met - {""}),
-        frozenset(scored | forced),
+        _used(told),
     )
+
+
+def _used(told: Table) -> dict[str, tuple[int, tuple[int, ...]]]:
+    forced, scored = told.conditioned, told.observed
+    name = np.concatenate([told.name[forced], told.observe_name[scored]])
+    owner = np.concatenate([told.owner[forced], told.observe_owner[scored]])
+    row = np.concatenate([told.distribution[forced], told.observe_distribution[scored]])
+    texts = told.reader.names.texts
+    used: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for number in np.unique(name).tolist():
+        here = np.flatnonzero(name == number)
+        used[texts[number]] = (int(np.bincount(owner[here]).max()), told.table.shapes[int(row[here[0]])])
+    return used
 
 
 def _observe_columns(told: Table) -> tuple[ObserveColumn, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -138,7 +139,12 @@ def _enter(trace: Trace, answered: Mapping[int, tuple[int, Any, float | None]]) 
 
 def note_used(trace: Trace, observe: Observations) -> None:
     """Note which observations a trace used."""
-    if len(observe.used) < len(observe):
-        used = {name for name, forced in zip(trace.names, trace.conditioned, strict=True) if forced}
-        used |= {o.name for o in trace.observes if o.observed}
-        observe.used |= used & observe.values.keys()
+    if observe.used_up:
+        return
+    rows = zip(trace.names, trace.distributions, trace.conditioned, strict=True)
+    met = [(name, distribution) for name, distribution, forced in rows if forced]
+    met += [(o.name, o.distribution) for o in trace.observes if o.observed]
+    times = Counter(name for name, _ in met)
+    for name, distribution in met:
+        if name in observe:
+            observe.note(name, times[name], distribution.shape)

@@ -214,7 +214,7 @@ class _FlatObservations(Observations):
         flat = given[count] if isinstance(given, list) and count < len(given) else given
         if math.prod(shape) != np.size(flat):
             return super().value(name, count, shape)  # says what is wrong
-        self.used.add(name)
+        self.note(name, count + 1, shape)
         return np.asarray(flat, dtype=np.float64).reshape(shape)
 
 
