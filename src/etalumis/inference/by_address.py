@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from etalumis.distributions import BY_CODE
-from etalumis.execution import Address, TraceBatch
 from etalumis.inference import weighted
-from etalumis.inference.mixing import RELEVANT_CATEGORY, Mixing, mixing
+from etalumis.inference.address_values import AddressValues, address_values
+from etalumis.inference.mixing import RELEVANT_CATEGORY, mixing
 from etalumis.inference.weighted_traces import WeightedTraces
 
 Array = NDArray[np.float64]
-
-
-class AddressValues(NamedTuple):
-    """The values of the scalar draws at one address.
-
-    Attributes:
-        address: where.
-        name: of the draw; empty where it has none.
-        discrete: categories or counts.
-        traces: positions of the traces that met it, rising, (M,).
-        values: there, (M,).
-    """
-
-    address: Address
-    name: str
-    discrete: bool
-    traces: NDArray[np.int64]
-    values: Array
-
-
-def address_values(traces: TraceBatch) -> dict[Address, AddressValues]:
-    """The scalar draws that the traces were not conditioned on, by address."""
-    scalar = np.diff(traces.value_offsets) == 1
-    draws = np.flatnonzero(scalar & ~traces.conditioned)
-    draws = draws[np.argsort(traces.address[draws], kind="stable")]
-    owner, values = traces.trace_of_draw[draws], traces.value[traces.value_offsets[:-1][draws]]
-    identifiers, starts = np.unique(traces.address[draws], return_index=True)
-    found = {}
-    for identifier, start, stop in zip(identifiers.tolist(), starts, [*starts[1:], len(draws)], strict=True):
-        first = draws[start]
-        family = BY_CODE[int(traces.distributions.code[traces.distribution[first]])]
-        address = traces.addresses.entries[identifier]
-        name = traces.names[traces.name[first]]
-        found[address] = AddressValues(address, name, family.discrete, owner[start:stop], values[start:stop])
-    return found
+_VALUES = 2e7  # at addresses, that a diagnosis looks at
 
 
 def by_address(posterior: WeightedTraces, prior: WeightedTraces | None = None, most: int = 200) -> list[dict[str, Any]]:
@@ -57,35 +23,81 @@ def by_address(posterior: WeightedTraces, prior: WeightedTraces | None = None, m
     Args:
         posterior: whose.
         prior: a posterior without observations, to compare with.
-        most: rows; addresses met least often are left out.
+        most: rows; what is met least often is left out.
 
     Returns:
-        rows, of the address met most often first: address, name, probability of being met, mean and std where it is;
-        of the prior ``prior_probability``, ``prior_mean`` and ``prior_std``; of Markov chains rhat and ess (of the
-        values, where every state has one, else of whether there is one, and ``of`` says which), the number of
-        ``moves`` begun there, the share ``accepted``, and the share of values ``reused`` in other sites' moves.
-        None where it does not apply or nothing is known.
+        rows as :func:`rows_of` makes them, of the address met most often first.
+    """
+    found = address_values(posterior.traces)
+    return rows_of(posterior, {key: found[key] for key in most_met(posterior, found)[:most]}, prior)
+
+
+def met_in(posterior: WeightedTraces, there: AddressValues) -> float:
+    """The probability that an address is met."""
+    return min(float(posterior.trace_weights[there.traces].sum()), 1.0)
+
+
+def most_met(posterior: WeightedTraces, found: Mapping[str, AddressValues]) -> list[str]:
+    """The addresses, the one met most often first."""
+    return sorted(found, key=lambda key: -met_in(posterior, found[key]))
+
+
+def most_judged(posterior: WeightedTraces) -> int:
+    """How many addresses are judged: of millions of states fewer, but each from all of them."""
+    return int(np.clip(_VALUES / len(posterior), 20, 200))
+
+
+def rows_of(
+    posterior: WeightedTraces, found: Mapping[str, AddressValues], prior: WeightedTraces | None = None
+) -> list[dict[str, Any]]:
+    """A row for each of these addresses, and for each element of arrays there.
+
+    Returns:
+        rows: address, name, element of an array, probability of being met, mean and std where it is; of the prior
+        ``prior_probability``, ``prior_mean`` and ``prior_std``; of Markov chains rhat, ess, ess_tail, category and
+        still_chains (see :func:`chain_columns`; the worst, and ``of`` says of which), the number of ``moves`` begun
+        there, the share ``accepted``, and the share of values ``reused`` in other sites' moves; an array's moves
+        are told at its first element. None where it does not apply or nothing is known.
     """
     weights = posterior.trace_weights
-    found = address_values(posterior.traces)
-    share = {address: float(weights[there.traces].sum()) for address, there in found.items()}
-    chosen = sorted(found, key=lambda address: -share[address])[:most]
     before, chains = _Before(prior), _Chains(posterior)
     rows = []
-    for address in chosen:
-        there = found[address]
+    for key, there in found.items():
         row: dict[str, Any] = {
-            "address": str(address),
+            "address": key,
             "name": there.name or None,
-            "probability": min(share[address], 1.0),
+            "element": there.element,
+            "probability": met_in(posterior, there),
         }
         row |= _moments(there, weights)
         if prior is not None:
-            row |= before.of(address)
+            row |= before.of(key)
         if posterior.markov:
-            row |= chains.of(there, share[address])
+            row |= _judged(chain_columns(posterior, there), there.discrete) | chains.moves(there)
         rows.append(row)
     return rows
+
+
+def chain_columns(posterior: WeightedTraces, there: AddressValues) -> dict[str, Array]:
+    """What chains are judged by at an address, shape (C, S) each.
+
+    Returns:
+        ``values``, and ``presence`` (1 where a state has a value, else 0) where that varies. States without a value
+        get the median of the others: a constant, which neither mixes nor disagrees. Nothing of an address that
+        fewer than 5 % of the states have: in some chains it is missing by chance.
+    """
+    met_in = np.zeros(len(posterior.traces), dtype=np.bool_)
+    met_in[there.traces] = True
+    present = met_in[posterior.rows]
+    share = present.mean()
+    if share < RELEVANT_CATEGORY:
+        return {}
+    values = np.full(len(posterior.traces), np.quantile(there.values, 0.5, method="nearest"))
+    values[there.traces] = there.values
+    columns = {"values": posterior.by_chain(values[posterior.rows])}
+    if share <= 1.0 - RELEVANT_CATEGORY:
+        columns["presence"] = posterior.by_chain(present.astype(np.float64))
+    return columns
 
 
 def _moments(there: AddressValues, weights: Array) -> dict[str, float | None]:
@@ -103,46 +115,52 @@ class _Before:
         self._found = {} if prior is None else address_values(prior.traces)
         self._weights = np.zeros(0) if prior is None else prior.trace_weights
 
-    def of(self, address: Address) -> dict[str, float | None]:
+    def of(self, address: str) -> dict[str, float | None]:
         there = self._found.get(address)
         if there is None:
             return {"prior_probability": 0.0, "prior_mean": None, "prior_std": None}
         moments = _moments(there, self._weights)
-        share = float(self._weights[there.traces].sum())
-        return {"prior_probability": min(share, 1.0), "prior_mean": moments["mean"], "prior_std": moments["std"]}
+        share = min(float(self._weights[there.traces].sum()), 1.0)
+        return {"prior_probability": share, "prior_mean": moments["mean"], "prior_std": moments["std"]}
 
 
 class _Chains:
-    """What Markov chains tell beside the values."""
+    """The moves of Markov chains."""
 
     def __init__(self, posterior: WeightedTraces) -> None:
-        self._posterior = posterior
+        self._addresses = posterior.traces.addresses
         self._moves, self._reuse = (
             {address: (first, second) for address, first, second in posterior.info.get(key, ())}
             for key in ("moves", "reuse")
         )
 
-    def of(self, there: AddressValues, probability: float) -> dict[str, Any]:
-        posterior, count = self._posterior, len(self._posterior.traces)
-        met_in = np.zeros(count, dtype=np.bool_)
-        met_in[there.traces] = True
-        always = bool(met_in[posterior.rows].all())
-        judged: Mixing | None = None
-        if always:
-            values = np.zeros(count)
-            values[there.traces] = there.values
-            judged = mixing(posterior.by_chain(values[posterior.rows]), there.discrete)
-        elif RELEVANT_CATEGORY <= probability <= 1.0 - RELEVANT_CATEGORY:
-            judged = mixing(posterior.by_chain(met_in[posterior.rows].astype(np.float64)), discrete=True)
-        identifier = posterior.traces.addresses.find(there.address)
+    def moves(self, there: AddressValues) -> dict[str, Any]:
+        if there.element:
+            return {"moves": 0, "accepted": None, "reused": None}
+        identifier = self._addresses.find(there.address)
         assert identifier is not None
         proposed, accepted = self._moves.get(identifier, (0, 0))
         met, fresh = self._reuse.get(identifier, (0, 0))
         return {
-            "rhat": None if judged is None else judged.rhat,
-            "ess": None if judged is None else judged.ess_bulk,
-            "of": "values" if always else "presence",
             "moves": proposed,
             "accepted": accepted / proposed if proposed else None,
             "reused": 1.0 - fresh / met if met else None,
         }
+
+
+def _judged(columns: Mapping[str, Array], discrete: bool) -> dict[str, Any]:
+    """Of the columns the one that mixes worst, and the smallest effective sample sizes."""
+    if not columns:
+        return {"rhat": None, "ess": None, "ess_tail": None, "category": None, "still_chains": [], "of": None}
+    found = {key: mixing(chains, discrete and key == "values") for key, chains in columns.items()}
+    worst = max(found, key=lambda key: np.nan_to_num(found[key].rhat, nan=0.0, posinf=np.inf))
+    # Where a value is missing in some states, chains without any say so by their presence.
+    still = np.ptp(columns["values"], axis=1) == 0.0 if len(columns) == 1 else np.zeros(0)
+    return {
+        "rhat": found[worst].rhat,
+        "ess": float(np.fmin.reduce([judged.ess_bulk for judged in found.values()])),
+        "ess_tail": float(np.fmin.reduce([judged.ess_tail for judged in found.values()])),
+        "category": found[worst].value,
+        "still_chains": np.flatnonzero(still).tolist(),
+        "of": worst,
+    }

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from etalumis.inference import diagnostics, pareto, weighted
+from etalumis.inference.address_values import address_values
+from etalumis.inference.by_address import by_address, chain_columns, most_judged, most_met
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.values import UNSET
 from etalumis.inference.weighted_traces import WeightedTraces
@@ -37,7 +39,11 @@ class Posterior(WeightedTraces):
 
     @cached_property
     def ess(self) -> float:
-        """Effective sample size: of the weights; of Markov chains the smallest bulk ESS of a named number."""
+        """Effective sample size: of the weights; of Markov chains the smallest bulk ESS of what has a name.
+
+        That is every named number, and of draws that are none (repeated, in some traces only, arrays) what
+        :func:`.by_address.chain_columns` judges them by.
+        """
         if self.markov:
             return self._ess_chains()
         with np.errstate(divide="ignore"):
@@ -180,8 +186,6 @@ class Posterior(WeightedTraces):
 
     def by_address(self, prior: Posterior | None = None, most: int = 200) -> list[dict[str, Any]]:
         """A row per address, unnamed draws too, those met most often first. See :func:`.by_address.by_address`."""
-        from etalumis.inference.by_address import by_address
-
         return by_address(self, prior, most)
 
     def plot(
@@ -297,15 +301,21 @@ class Posterior(WeightedTraces):
         return describe(self)
 
     def _ess_chains(self) -> float:
-        columns = [self.values(name).astype(np.float64) for name in self.numbers]
+        columns = [self.by_chain(self.values(name).astype(np.float64)) for name in self.numbers]
+        columns += self._columns_elsewhere()
         results = self.results
         if isinstance(results, np.ndarray) and results.ndim == 1:
-            columns.append(results.astype(np.float64))
+            columns.append(self.by_chain(results.astype(np.float64)))
         if not columns:
-            columns.append((self.traces.log_likelihood + self.traces.log_prior)[self.rows])
+            columns.append(self.by_chain((self.traces.log_likelihood + self.traces.log_prior)[self.rows]))
         # A number that never changed has no ESS (nan): it does not hide that of the others.
-        sizes = [diagnostics.ess_bulk(self.by_chain(column)) for column in columns]
-        return float(np.fmin.reduce(sizes))
+        return float(np.fmin.reduce([diagnostics.ess_bulk(column) for column in columns]))
+
+    def _columns_elsewhere(self) -> list[Array]:
+        """What chains are judged by of named draws that are no numbers: repeated, in some traces only, arrays."""
+        found = address_values(self.traces, set(self.names) - set(self.numbers))
+        judged = most_met(self, found)[: most_judged(self)]
+        return [column for key in judged for column in chain_columns(self, found[key]).values()]
 
     def _row(self, name: str) -> dict[str, Any]:
         low, high = self.quantile(name, (0.05, 0.95))

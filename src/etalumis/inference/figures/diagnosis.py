@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etalumis.inference import diagnostics
+from etalumis.inference.address_values import AddressValues, address_values
+from etalumis.inference.by_address import chain_columns
+from etalumis.inference.diagnosis_chains import DENSITY, RHAT_BAD, rows_elsewhere
 from etalumis.inference.figures.canvas import canvas, finished
 from etalumis.inference.figures.style import LOOKS, PRIOR, axis_label, wrapped
 from etalumis.inference.figures.weights import weights_figure
@@ -30,7 +33,9 @@ def draw(diagnosis: Diagnosis) -> dict[str, Any]:
         return {}
     figures = {}
     if posterior.markov:
-        figures["chains"] = chains_figure(posterior, diagnosis.table)
+        found = address_values(posterior.traces)
+        named = [*diagnosis.table, *rows_elsewhere(posterior, found, diagnosis.addresses)]
+        figures["chains"] = chains_figure(posterior, named, found)
         if any(row["moves"] for row in diagnosis.addresses):
             figures["moves"] = moves_figure(diagnosis.addresses)
     else:
@@ -40,23 +45,17 @@ def draw(diagnosis: Diagnosis) -> dict[str, Any]:
     return figures
 
 
-def chains_figure(posterior: Posterior, table: list[dict[str, Any]]) -> Any:
+def chains_figure(posterior: Posterior, named: list[dict[str, Any]], found: Mapping[str, AddressValues]) -> Any:
     """For the variables that mix worst: their chains, autocorrelation against lag, and R̂ against iteration."""
-    from etalumis.inference.diagnosis import DENSITY, RHAT_BAD
-
-    ranked = sorted(table, key=lambda row: -np.nan_to_num(row["rhat"], nan=0.0, posinf=np.inf))[:_MOST_VARIABLES]
+    ranked = sorted(named, key=lambda row: -np.nan_to_num(row["rhat"], nan=0.0, posinf=np.inf))[:_MOST_VARIABLES]
     figure, axes = canvas(len(ranked), 3, 4.2, 1.9)
     for panels, row in zip(axes, ranked, strict=True):
-        if row["name"] == DENSITY:
-            density = posterior.traces.log_likelihood + posterior.traces.log_prior
-            chains = posterior.by_chain(density[posterior.rows])
-        else:
-            chains = posterior.by_chain(posterior.values(row["name"]).astype(np.float64))
-        label = axis_label(row["name"])
+        chains = _chains(posterior, row, found)
+        label = axis_label(row["name"]) + (" met" if row.get("of") == "presence" else "")
         _trace(panels[0], chains, label, row["discrete"])
         if row["category"] is not None:
             chains, label = (chains == row["category"]).astype(np.float64), f"{label} = {row['category']}"
-        _autocorrelation(panels[1], chains, label, row["autocorrelation_time"])
+        _autocorrelation(panels[1], chains, label)
         _gelman_rubin(panels[2], chains, label, RHAT_BAD)
     axes[-1, 0].set_xlabel("kept state")
     axes[-1, 1].set_xlabel("lag, kept states")
@@ -64,6 +63,16 @@ def chains_figure(posterior: Posterior, table: list[dict[str, Any]]) -> Any:
     for place, title in zip(axes[0], ("chains", "autocorrelation", "Gelman–Rubin (1992) R̂"), strict=True):
         place.set_title(title)
     return finished(figure)
+
+
+def _chains(posterior: Posterior, row: Mapping[str, Any], found: Mapping[str, AddressValues]) -> NDArray[np.float64]:
+    """What a row judges, shape (C, S)."""
+    if row["name"] == DENSITY:
+        density = posterior.traces.log_likelihood + posterior.traces.log_prior
+        return posterior.by_chain(density[posterior.rows])
+    if "address" in row:
+        return chain_columns(posterior, found[row["address"]])[row["of"]]
+    return posterior.by_chain(posterior.values(row["name"]).astype(np.float64))
 
 
 def _trace(axes: Any, chains: NDArray[np.float64], label: str, discrete: bool) -> None:
@@ -77,12 +86,13 @@ def _trace(axes: Any, chains: NDArray[np.float64], label: str, discrete: bool) -
     axes.set_ylabel(wrapped(label))
 
 
-def _autocorrelation(axes: Any, chains: NDArray[np.float64], label: str, time: float) -> None:
+def _autocorrelation(axes: Any, chains: NDArray[np.float64], label: str) -> None:
     axes.axhline(0.0, color="#444444", linewidth=0.6)
     axes.set_ylim(-0.25, 1.05)
     if np.ptp(chains) == 0.0:
         axes.text(0.5, 0.5, "never changed", transform=axes.transAxes, ha="center")
         return
+    time = diagnostics.autocorrelation_time(chains)
     lags = int(min(max(10.0 * np.nan_to_num(time, nan=10.0), 20.0), chains.shape[1] // 2))
     axes.plot(diagnostics.autocorrelation(chains, lags), color=_COLOURS[0], linewidth=1.4)
     axes.text(0.97, 0.88, f"τ = {time:.3g}", transform=axes.transAxes, ha="right")

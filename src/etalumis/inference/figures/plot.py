@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from etalumis.inference.by_address import AddressValues, address_values
+from etalumis.inference.address_values import AddressValues, address_values
+from etalumis.inference.by_address import met_in, most_met
 from etalumis.inference.figures.canvas import canvas, finished
 from etalumis.inference.figures.marginals import Labels, draw_panel, legend, marginals_figure
 from etalumis.inference.figures.pairs import pairs_figure
@@ -54,24 +55,24 @@ def plot_addresses(
     posterior: Posterior, prior: Posterior | None, addresses: Sequence[str] | None, path: str | Path | None
 ) -> Any:
     """The values at each address, of the traces that met it; the prior's grey behind."""
-    found = {str(address): there for address, there in address_values(posterior.traces).items()}
+    found = address_values(posterior.traces)
     if addresses is None:
-        addresses = [row["address"] for row in posterior.by_address(most=_MOST)]
+        addresses = most_met(posterior, found)[:_MOST]
     unknown = [address for address in addresses if address not in found]
     if unknown or not addresses:
         raise ValueError(f"no trace met {unknown or 'any address'}; by_address() lists them")
-    before = {} if prior is None else {str(a): there for a, there in address_values(prior.traces).items()}
+    before = {} if prior is None else address_values(prior.traces)
     columns = min(len(addresses), 4)
     figure, axes = canvas(-(-len(addresses) // columns), columns, extra=0.7)
-    share = {row["address"]: row["probability"] for row in posterior.by_address(most=len(found))}
     sample = None
     for place, address in zip(axes.flat, addresses, strict=False):
         sample = _sample(posterior, found[address], engine_labels([posterior])[0])
         behind = _sample(prior, before[address], "prior") if prior is not None and address in before else None
         draw_panel(place, "value", [sample], behind, {}, {})
-        label = found[address].name or address
+        label = found[address].label
         place.set_xlabel(label if len(label) <= _LONGEST else f"…{label[-_LONGEST:]}", fontsize=8)
-        place.set_title(f"met in {share[address]:.0%}" if share[address] < 0.9995 else "", fontsize=9)
+        share = met_in(posterior, found[address])
+        place.set_title(f"met in {share:.0%}" if share < 0.9995 else "", fontsize=9)
     for place in axes.flat[len(addresses) :]:
         place.set_visible(False)
     assert sample is not None
