@@ -133,13 +133,15 @@ class ByHand:
 
     def answer(self, request: Request, addresses: AddressBook) -> Answer:
         make = self.proposals.get(request.name)
+        if make is None and request.value is not None:
+            return request.value, None
         if make is None:
             address = addresses[request.address]
             self.unknown[address] = self.unknown.get(address, 0) + 1
-            return request.distribution.draw(request.stream) if request.value is None else request.value, None
+            return request.distribution.draw(request.stream), None
         proposal = make(request.distribution)
         value = proposal.draw(request.stream) if request.value is None else request.value
-        self.proposed += 1
+        self.proposed += request.value is None
         return value, proposal.log_prob(value)
 
 

@@ -165,7 +165,7 @@ def pair() -> None:
 
 
 @pytest.mark.parametrize(
-    "engine", [et.IC(MEAN), et.ImportanceSampling(workers=2), et.RMH(chains=2, burn_in=1, starts=5)]
+    "engine", [et.IC(MEAN), et.ImportanceSampling(), et.RMH(chains=2, burn_in=1, starts=5)]
 )
 def test_values_that_no_execution_asks_for_are_an_error(engine: et.IC) -> None:
     assert len(et.posterior(et.Model(pair), {"y": [0.0, 0.0]}, engine, num_traces=10)) == 10
@@ -190,6 +190,35 @@ def test_unknown_addresses_are_counted_and_reported() -> None:
     assert post.info["unknown_addresses"] == 2
     assert "the network does not know" in post.info["warnings"][0]
     assert post.log_weights == pytest.approx(post.traces.log_likelihood)  # all from the prior: exact
+
+
+def array_and_scalars() -> None:
+    shift = et.sample(Normal(0.0, 1.0), name="shift")
+    x = et.sample(Normal(np.zeros(3), 1.0), name="x")
+    for _ in range(3):
+        et.sample(Normal(0.0, 1.0), name="late")
+    et.observe(Normal(x + shift, 0.5), name="y")
+
+
+ALL = ByHand(dict.fromkeys(("shift", "x", "late"), lambda prior: Normal(0.0, 1.5)))
+
+
+def test_arrays_are_left_to_the_prior_and_reported() -> None:
+    post = et.posterior(et.Model(array_and_scalars), {"y": np.ones(3)}, et.IC(ALL), num_traces=100, seed=1)
+    assert post.info["array_draws"] == 100
+    assert post.info["controlled_draws"] == int(post.traces.controlled.sum()) == 500
+    assert post.info["proposed_draws"] == 400
+    assert any("100 of 500 controlled draws are arrays" in warning for warning in post.info["warnings"])
+    scalars = et.posterior(et.Model(two_draws), {"y": 1.0}, et.IC(MEAN), num_traces=100, seed=1)
+    assert scalars.info["array_draws"] == 0
+    assert not any("arrays" in warning for warning in scalars.info["warnings"])
+
+
+def test_draws_left_to_the_prior_do_not_count_as_proposed() -> None:
+    capped = et.posterior(et.Model(array_and_scalars), {"y": np.ones(3)}, et.IC(ALL, max_instances=1), 100, seed=1)
+    assert capped.info["proposed_draws"] == 200
+    defended = et.posterior(et.Model(two_draws), {"y": 1.0}, et.IC(MEAN, defensive=0.5), num_traces=100, seed=1)
+    assert defended.info["proposed_draws"] + defended.info["unknown_draws"] < 150  # of 200, half of them told
 
 
 def test_errors_come_through() -> None:
@@ -222,6 +251,7 @@ def test_a_network_from_its_checkpoint(tmp_path: Path) -> None:
     assert shared.info["proposed_draws"] == 1500
     defended = et.posterior(et.Model(gaussian), observe, et.IC(tmp_path / "network.pt", defensive=0.5), 1500, seed=9)
     assert np.abs(z_scores(defended, "mu", *gaussian_posterior(2.0, 3.0))).max() < TOLERANCE
+    assert 600 < defended.info["proposed_draws"] < 900
     assert (defended.log_weights <= defended.traces.log_likelihood + math.log(2.0) + 1e-9).all()
     with pytest.raises(CheckpointError, match="branching"):
         et.posterior(et.Model(branching), {"obs0": 6}, et.IC(tmp_path / "network.pt"), num_traces=10)

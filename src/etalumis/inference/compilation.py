@@ -36,6 +36,9 @@ _MANY_UNKNOWN = 0.1  # share of controlled draws at unknown addresses that is wo
 class IC:
     """Importance sampling with a trained network's proposals.
 
+    A network proposes scalar draws only. Arrays that the model draws come from the prior, as do draws at addresses
+    that it was not trained on: exact, but blind to the observation. ``info`` counts them and warns.
+
     Args:
         checkpoint: the file that training wrote; nothing else is needed. Or a network already loaded.
         batch_size: executions that wait for the network together.
@@ -215,6 +218,12 @@ class NetworkMoves:
         network = str(source) if isinstance(source, (str, Path)) else type(source).__name__
         return f"{network}, share {self.share}, whole {self.whole}, max_instances {self.engine.max_instances}"
 
+    @property
+    def file(self) -> Path | None:
+        """Of the network; None where it came loaded."""
+        source = self.engine.checkpoint
+        return Path(source) if isinstance(source, (str, Path)) else None
+
     def transition(self, model: Simulator) -> Proposed:
         """The moves of one chain."""
         proposer: Proposer = self.engine.network(model.name).proposer()
@@ -238,6 +247,8 @@ def _posteriors(
         "unknown_draws": unknown.total(),
         "unknown_addresses": len(unknown),
         "draws_beyond": sum(outcome.beyond for outcome in outcomes),
+        "controlled_draws": int(traces.controlled.sum()),
+        "array_draws": int(traces.controlled.sum()) - len(traces.controlled_scalars()),
     }
     if len(events) > 1:
         info["events"] = len(events)  # which the counts of draws are for
@@ -261,11 +272,18 @@ def _posteriors(
 
 
 def _unknown_advice(info: Mapping[str, int]) -> list[str]:
+    advice = []
     met = info["proposed_draws"] + info["unknown_draws"] + info["draws_beyond"]
-    if info["unknown_draws"] <= _MANY_UNKNOWN * met:
-        return []
-    share = info["unknown_draws"] / met
-    return [
-        f"{share:.0%} of the controlled draws came from the prior, at {info['unknown_addresses']} addresses that the "
-        "network does not know: exact but wasteful. Train on more traces of this simulator"
-    ]
+    if info["unknown_draws"] > _MANY_UNKNOWN * met:
+        share = info["unknown_draws"] / met
+        advice.append(
+            f"{share:.0%} of the controlled draws came from the prior, at {info['unknown_addresses']} addresses that "
+            "the network does not know: exact but wasteful. Train on more traces of this simulator"
+        )
+    if info["array_draws"]:
+        advice.append(
+            f"{info['array_draws']:,} of {info['controlled_draws']:,} controlled draws are arrays and came from the "
+            "prior, since a network proposes scalars only: exact but wasteful. Draw their elements one by one and "
+            "train again, or draw them with control=False where the prior will do"
+        )
+    return advice

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class CountingProposer(Proposer, Protocol):
-    """A network's proposals, and what it left to the prior.
+    """A network's proposals, and what it left to the prior. Draws whose value it was told count as neither.
 
     Attributes:
         proposed: draws that the network answered.

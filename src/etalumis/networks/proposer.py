@@ -30,7 +30,7 @@ class NetworkProposer:
     address. An address without a row still steps the core, with the embedding that its relatives give it; its
     value comes from the prior. The network must not change while it is used.
 
-    Attributes:
+    Attributes, which leave out draws whose value was given:
         proposed: draws answered by the network.
         unknown: how often each address without a row was met.
         beyond: draws left to the prior because their trace had ``max_controlled`` before them.
@@ -102,8 +102,8 @@ class NetworkProposer:
                 self._values[torch.from_numpy(slots[members]).to(self._device)] = self._network.embed_values(group)
                 for member, value, density in zip(members, values, log_q.tolist(), strict=True):
                     answers[kept[member]] = (value, density)
-                self.proposed += len(members)
-        self.beyond += len(requests) - len(waiting)
+                self.proposed += sum(waiting[m].value is None for m in members)
+        self.beyond += sum(r.value is None for r in requests) - sum(r.value is None for r in waiting)
         return [
             answer if answer is not None else (r.distribution.draw(r.stream) if r.value is None else r.value, None)
             for r, answer in zip(requests, answers, strict=True)
@@ -213,6 +213,8 @@ class NetworkProposer:
 
     def _count_unknown(self, requests: Sequence[Request], addresses: AddressBook) -> None:
         for request in requests:
+            if request.value is not None:
+                continue
             address = addresses[request.address]
             self.unknown[address] = self.unknown.get(address, 0) + 1
 
