@@ -12,7 +12,7 @@ from math import prod
 from typing import Any, NamedTuple, Protocol
 
 from etalumis.distributions import Distribution, Stream
-from etalumis.execution import FINISHED, Answer, Controller, Proposer, Simulator, Trace
+from etalumis.execution import FAILED, FINISHED, Answer, Controller, Proposer, Simulator, Trace
 from etalumis.execution.controllers import Script
 from etalumis.inference.acceptance import Move, Sites, log_prior_change, pick
 from etalumis.inference.errors import InferenceError
@@ -310,12 +310,14 @@ class Proposed(Untaught):
 
     def attempt(self, host: Host, state: State, first: float, second: float, stream: Stream) -> Attempt:
         old = state.trace
-        log_q = self._log_q(host, old)
         asked = asked_sites(old)
         if not asked:
             return Attempt(old.addresses[state.sites.choose(first)])
         whole = second < self._whole
         position = asked[0] if whole else pick(asked, first)
+        log_q = self._log_q(host, old)
+        if log_q is None:
+            return Attempt(old.addresses[position])
         start = 0 if whole else position
         new = host.propose(self._proposer, *told_and_fixed(old, start))
         if new.ended != FINISHED or not math.isfinite(new.log_likelihood + new.log_prior):
@@ -333,10 +335,12 @@ class Proposed(Untaught):
         if accepted and attempt.state is not None:
             self._scored = (attempt.state.trace, attempt.state.trace.log_proposals)
 
-    def _log_q(self, host: Host, trace: Trace) -> Sequence[float]:
-        """The network's log q along a trace that another kind of move made."""
+    def _log_q(self, host: Host, trace: Trace) -> Sequence[float] | None:
+        """The network's log q along a trace that another kind of move made; None where a policy dropped it."""
         if self._scored[0] is not trace:
             again = host.evaluate(self._proposer, *told_and_fixed(trace, len(trace)))
+            if again.ended == FAILED:
+                return None
             if again.addresses != trace.addresses:
                 raise irreproducible(host, trace.addresses[0])
             self._scored = (trace, again.log_proposals)
