@@ -10,6 +10,7 @@ from etalumis.conf.simulation import summary
 from etalumis.distributions import Normal
 from etalumis.execution import FAILED
 from etalumis.storage import Dataset, SimulationError, simulate
+from inference_checks import ByHand
 
 OBSERVED = {"y": 0.5}
 
@@ -52,6 +53,28 @@ def test_chains_say_so(engine: type[et.LMH]) -> None:
     assert post.info["executions"] == 2 * (20 + 10 + 20)
     assert post.info["failed"] == 2 * (50 // 3)
     assert "32 of 100 executions failed and were left out" in post.info["warnings"][0]
+
+
+class Flaky(et.Model):
+    """Breaks down in every ninth execution, also of what it has executed before."""
+
+    count = 0
+
+    def execute(self, controller: Any, observations: Any, stream: Any, index: int, **options: Any) -> et.Trace:
+        self.count += 1
+        if self.count % 9:
+            return super().execute(controller, observations, stream, index, **options)
+        trace = et.Trace(index)
+        trace.ended, trace.log_likelihood = FAILED, -float("inf")
+        return trace
+
+
+def test_chains_with_a_network_go_on_where_the_present_state_is_dropped() -> None:
+    network = et.IC(ByHand({"x": lambda prior: Normal(0.3, 1.0)})).as_kernel(share=0.5)
+    model = Flaky(normal)
+    post = et.posterior(model, OBSERVED, et.RMH(chains=1, burn_in=10, starts=20, proposals=network), num_traces=200)
+    assert post.info["failed"] == model.count // 9
+    assert model.count > post.info["executions"], "the network was asked for states that other moves made"
 
 
 @pytest.mark.parametrize(("count", "failed"), [(None, 33), (50, 16), (500, 33)])

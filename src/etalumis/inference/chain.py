@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from etalumis.distributions import Stream
 from etalumis.execution import (
     FAILED,
     FINISHED,
+    AddressBook,
     Controller,
     Job,
     Observations,
@@ -28,11 +31,13 @@ from etalumis.execution.model import met_names
 from etalumis.inference.acceptance import Sites
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.executions import HELD
-from etalumis.inference.moves import Kept, State, Transition, irreproducible
+from etalumis.inference.moves import Reuse, State, Transition
 from etalumis.inference.reuse import ReuseTally
 
+_SAME = 1e-6  # absolute and relative, up to which log densities of one trace may differ
 _BLOCK = 64  # steps that share a block of the chain's own random numbers
 _MOST_STARTS = 50  # times the asked number of prior draws, in search of a finite density
+_MOST_TRIES = 5  # to execute a saved state again, where a policy drops executions
 
 
 class Chain:
@@ -76,7 +81,7 @@ class Chain:
         self._restored = False
         self.power = 1.0
         self._state: State
-        self.executions = 0
+        self.executions = 0  # starts and proposals; not those of the present state again
         self.failed = 0  # executions that a simulator's policy dropped
         self.names: set[str] = set()  # that the first executions could have been conditioned by
         self.tally: dict[int, list[int]] = {}  # address: moves proposed, moves accepted
@@ -154,7 +159,7 @@ class Chain:
             "executions": self.executions,
             "failed": self.failed,
             "adapting": self.adapting,
-            "used": sorted(self._observe.used),
+            "used": dict(self._observe.used),
             "tally": [[address, *counts] for address, counts in self.tally.items()],
             "reuse": self.reuse.plain(),
             "moves": [transition.plain() for _, transition in self._moves],
@@ -164,25 +169,38 @@ class Chain:
         """Go on from what :meth:`plain` told and the present trace, as one row of a batch.
 
         Raises:
-            InferenceError: the simulator does not repeat the trace.
+            InferenceError: the simulator is not the one that the trace is of, or it failed.
         """
         ours = self.model.addresses.merge(present.addresses).tolist()
-        self._steps, self._index, self._restored = plain["steps"], plain["index"], True
-        self.failed, self.adapting = plain["failed"], plain["adapting"]
+        self._steps, self._restored, self.adapting = plain["steps"], True, plain["adapting"]
         self.tally = {ours[address]: [proposed, accepted] for address, proposed, accepted in plain["tally"]}
         self.reuse.restore(plain["reuse"], ours)
         for (_, transition), state in zip(self._moves, plain["moves"], strict=True):
             transition.restore(state, ours)
-        self._observe.used.update(plain["used"])
-        values = {ours[address]: value for address, value in _values(present).items()}
-        index = self._index
-        trace = self.execute(Kept(values))
-        self._index, self.executions = index, plain["executions"]
-        if trace.ended != FINISHED or len(trace) != present.num_draws:
-            raise irreproducible(self, trace.addresses[-1] if len(trace) else 0)
+        self._observe.used |= Counter(plain["used"])
+        trace = self._repeat({ours[address]: value for address, value in _values(present).items()})
+        # What going on costs is not told, so that the end is the same whether or not a chain was interrupted.
+        self._index, self.executions, self.failed = plain["index"], plain["executions"], plain["failed"]
+        if changed := _difference(trace, self.model.addresses, present):
+            raise InferenceError(
+                "the simulator is not the one that this chain was made with, or it does not repeat itself: executed "
+                f"again with the values of its present state, {changed}. Choose another folder to begin anew"
+            )
         self._state = State(trace, self.sites(trace))
         if self._temper:
             self.power = min(self._steps / self._temper, 1.0)
+
+    def _repeat(self, values: dict[int, Any]) -> Trace:
+        reuse = Reuse()
+        reuse.values, reuse.shapes = values, {a: value.shape for a, value in values.items() if np.shape(value)}
+        for _ in range(_MOST_TRIES):
+            trace = self.execute(reuse)
+            if trace.ended != FAILED:
+                return trace
+        raise InferenceError(
+            f"each of {_MOST_TRIES} executions of its present state failed and was dropped by the simulator's policy: "
+            "find out why (a timeout may be too short), then run the same again"
+        )
 
     # --- what moves ask for -------------------------------------------------------------------------------------
 
@@ -202,10 +220,13 @@ class Chain:
         return trace
 
     def evaluate(self, proposer: Proposer, told: Mapping[int, Any], fixed: Mapping[int, Any]) -> Trace:
-        """The same for a trace of which every value is given: no random numbers are used up."""
-        index, self._index = self._index, 0
+        """The same for a trace of which every value is given: no random numbers are used up, and it is not counted.
+
+        How often a chain needs it depends on what it remembers, which an interrupted one does not.
+        """
+        before, self._index = (self._index, self.executions), 0
         trace = self.propose(proposer, told, fixed)
-        self._index = index
+        self._index, self.executions = before
         return trace
 
     def sites(self, trace: Trace) -> Sites:
@@ -237,6 +258,22 @@ def _values(present: TraceBatch) -> dict[int, Any]:
     return values
 
 
+def _difference(trace: Trace, book: AddressBook, saved: TraceBatch) -> str:
+    """What tells an execution from a saved trace, a batch of one; empty where they are the same."""
+    made = [f"{book[address]} {name!r}" for address, name in zip(trace.addresses, trace.names, strict=True)]
+    told = zip(saved.address.tolist(), saved.name.tolist(), strict=True)
+    before = [f"{saved.addresses[address]} {saved.names[name]!r}" for address, name in told]
+    for place, (one, other) in enumerate(zip_longest(made, before, fillvalue="none")):
+        if one != other:
+            return f"draw {place} was {other}, and is {one}"
+    pairs = (("prior", trace.log_prior, saved.log_prior), ("likelihood", trace.log_likelihood, saved.log_likelihood))
+    for what, now, (then,) in pairs:
+        # Not to the last bit: another machine rounds differently, as does a simulator that scores its draws itself.
+        if not math.isclose(now, then, rel_tol=_SAME, abs_tol=_SAME):
+            return f"its log {what} was {then:.9g}, and is {now:.9g}"
+    return ""
+
+
 class Recorder:
     """Collects kept states in columns; a state kept several times in a row is stored once.
 
@@ -254,9 +291,9 @@ class Recorder:
         self._held: list[Trace] = []
         self._blocks: list[TraceBatch] = []
 
-    def begin(self) -> int:
-        """Steps that the chain has done: none."""
-        return 0
+    def begin(self) -> int | None:
+        """Steps that the chain has done: it has yet to start."""
+        return None
 
     def keep(self) -> None:
         """Keep the present state."""

@@ -24,7 +24,7 @@ from etalumis.inference.errors import InferenceError
 from etalumis.inference.executions import HELD, join
 from etalumis.inference.posterior import Posterior
 
-_SECONDS = 30.0  # between two saves
+_SECONDS = 30.0  # between two saves; what is lost where a run is killed
 _BLOCK = 16 * HELD  # distinct states after which they are written, whatever the time
 _STATE = "state"
 
@@ -52,14 +52,17 @@ class ChainFolder:
             return None
         saved = Posterior.load(states[-1])
         state = saved.info
-        if state["identity"] != self._identity:
-            changed = sorted(k for k, v in self._identity.items() if state["identity"].get(k) != v)
+        changed = sorted(k for k, v in self._identity.items() if state["identity"].get(k) != v)
+        if changed:
             raise InferenceError(
                 f"{self.path} holds a chain with other {', '.join(changed)}; give its settings to go on, or choose "
                 "another folder"
             )
         accepted_names.update(state["names"])
-        chain.restore(saved.traces, state["chain"])
+        try:
+            chain.restore(saved.traces, state["chain"])
+        except InferenceError as error:
+            raise InferenceError(f"the chain in {self.path} can't go on: {error}") from error
         counts: dict[str, Any] = state["counts"]
         return counts
 
@@ -95,14 +98,12 @@ class FileRecorder:
         chain: whose states.
         folder: where to.
         keep_observes: hold the likelihoods' parameters too.
-        every: seconds between two saves.
     """
 
-    def __init__(self, chain: Chain, folder: ChainFolder, keep_observes: bool, every: float = _SECONDS) -> None:
+    def __init__(self, chain: Chain, folder: ChainFolder, keep_observes: bool) -> None:
         self._chain = chain
         self._folder = folder
         self._keep_observes = keep_observes
-        self._every = every
         self._saved = time.monotonic()
         self._held: list[Any] = []
         self._rows: list[int] = []
@@ -110,11 +111,11 @@ class FileRecorder:
         self.blocks = 0
         self.kept = 0
 
-    def begin(self) -> int:
-        """Take up the chain where it was saved; returns the steps that it has done."""
+    def begin(self) -> int | None:
+        """Take up the chain where it was saved; returns the steps that it has done, None where it has yet to start."""
         counts = self._folder.load(self._chain, self._chain.names)
         if counts is None:
-            return 0
+            return None
         self.blocks, self.kept = counts["blocks"], counts["kept"]
         return int(counts["steps"])
 
@@ -128,8 +129,8 @@ class FileRecorder:
         self.kept += 1
 
     def save(self, steps: int, force: bool = False) -> None:
-        """Write what was kept, and the chain, if it is time."""
-        if not force and len(self._held) < _BLOCK and time.monotonic() - self._saved < self._every:
+        """Write what was kept, and the chain, if it is time; asked after every step, however long one takes."""
+        if not force and len(self._held) < _BLOCK and time.monotonic() - self._saved < _SECONDS:
             return
         if self._rows:
             traces = TraceBatch.from_traces(self._held, self._chain.model.addresses, self._keep_observes)
@@ -149,11 +150,22 @@ class FileRecorder:
         return traces.select(np.arange(rows[-1] + 1)), rows
 
 
-def identity(settings: Mapping[str, Any], model: Simulator, observe: Observations, seed: int, number: int) -> Any:
-    """What makes a chain the one it is: settings but those that only say how much, model, data and seed."""
+def identity(
+    settings: Mapping[str, Any], network: Path | None, model: Simulator, observe: Observations, seed: int, number: int
+) -> dict[str, Any]:
+    """What makes a chain the one it is: settings but those that only say how much, network, model, data and seed.
+
+    Of a simulator this is the name; :meth:`.chain.Chain.restore` sees whether it does what it did.
+    """
     digest = hashlib.sha256()
     for name in sorted(observe.values):
-        value = np.asarray(observe.values[name], dtype=np.float64)
-        digest.update(f"{name}{value.shape}".encode() + value.tobytes())
-    chosen = {k: v for k, v in settings.items() if k not in ("workers", "folder", "chains")}
-    return {"settings": chosen, "model": model.name, "observations": digest.hexdigest(), "seed": seed, "chain": number}
+        for value in observe.arrays(name):
+            digest.update(f"{name}{value.shape}".encode() + value.tobytes())
+    return {
+        "settings": {k: v for k, v in settings.items() if k not in ("workers", "folder", "chains")},
+        "network": network and hashlib.sha256(network.read_bytes()).hexdigest(),
+        "model": model.name,
+        "observations": digest.hexdigest(),
+        "seed": seed,
+        "chain": number,
+    }

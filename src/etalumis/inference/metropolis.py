@@ -8,6 +8,7 @@ redraws from the prior too. They differ in the kernel only. The acceptance ratio
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,7 +31,7 @@ from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
 from etalumis.inference.workers import Report, Workers, run_tasks
 
-_REPORT_EVERY = 200  # steps between two reports of progress
+_REPORT_SECONDS = 0.2  # between two reports of progress
 _ENOUGH_MOVES = 20  # proposals after which a variable that never moved is worth a warning
 
 
@@ -39,6 +40,11 @@ class ProposedMoves(Protocol):
 
     @property
     def share(self) -> float: ...
+
+    @property
+    def file(self) -> Path | None:
+        """That the network was loaded from, if any."""
+        ...
 
     def transition(self, model: Simulator) -> Transition:
         """The moves of one chain."""
@@ -60,8 +66,9 @@ class LMH:
         dependants_share: of the moves, this share redraws a discrete site and what depends on it from the prior.
         proposals: further moves by a trained network, ``IC(checkpoint).as_kernel()``.
         temper: over this share of the burn-in the likelihood's power rises from 0 to 1.
-        folder: write kept states and the chains there as they go, so that they need no memory and an interrupted run
-            goes on; with more ``num_traces`` a finished one does too.
+        folder: write kept states and the chains there every half a minute, so that they need no memory and an
+            interrupted run goes on; with more ``num_traces`` a finished one does too. Settings, data, simulator and
+            network must be those that it began with.
         workers: processes to run chains in, or "mpi": the ranks of this job (:mod:`.ranks`); results do not depend on
             it.
         keep_observes: keep the parameters of the likelihoods with the traces (for posterior predictive checks).
@@ -197,7 +204,7 @@ class _Outcome(NamedTuple):
     reuse: list[list[int]]
     executions: int
     failed: int
-    used: set[str]
+    used: Counter[str]
     names: set[str]
     stuck: list[str]
 
@@ -209,11 +216,13 @@ def _run_chain(common: tuple[LMH, Simulator, Observations, int], task: tuple[int
     chain = Chain(model, observations, engine.transitions(model), seed, number, engine.branch_share, temper)
     recorder = _recorder(engine, chain, observations, seed, number)
     done = recorder.begin()
-    if not done:
+    if done is None:
         chain.start(engine.starts)
+        done = 0
+        recorder.save(done, force=True)
     total = engine.burn_in + count * engine.thinning
     report(min(done, total), "")
-    accepted, step = 0, done
+    accepted, step, reported, due = 0, done, done, time.monotonic()
     for step in range(done + 1, total + 1):
         if step == engine.burn_in + 1:
             chain.freeze()
@@ -221,12 +230,11 @@ def _run_chain(common: tuple[LMH, Simulator, Observations, int], task: tuple[int
         after = step - engine.burn_in
         if after > 0 and after % engine.thinning == 0:
             recorder.keep()
-        if step % _REPORT_EVERY == 0:
-            recorder.save(step)
-            report(_REPORT_EVERY, f"acceptance {accepted / (step - done):.2f}")
+        recorder.save(step)
+        if (now := time.monotonic()) >= due or step == total:
+            report(step - reported, f"acceptance {accepted / (step - done):.2f}")
+            reported, due = step, now + _REPORT_SECONDS
     recorder.save(step, force=True)
-    if step > done:
-        report(step % _REPORT_EVERY, f"acceptance {accepted / (step - done):.2f}")
     traces, rows = recorder.finish(count)
     stuck = stuck_discrete(traces, chain.tally)
     return _Outcome(
@@ -245,7 +253,8 @@ def _run_chain(common: tuple[LMH, Simulator, Observations, int], task: tuple[int
 def _recorder(engine: LMH, chain: Chain, observations: Observations, seed: int, number: int) -> Recorder | FileRecorder:
     if engine.folder is None:
         return Recorder(chain, engine.keep_observes)
-    whose = identity(_plain_settings(engine), chain.model, observations, seed, number)
+    network = engine.proposals.file if engine.proposals else None
+    whose = identity(_plain_settings(engine), network, chain.model, observations, seed, number)
     folder = ChainFolder(Path(engine.folder) / f"chain-{number:03d}", whose)
     return FileRecorder(chain, folder, engine.keep_observes)
 
