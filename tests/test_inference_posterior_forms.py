@@ -9,6 +9,8 @@ import pytest
 import etalumis as et
 from etalumis.distributions import Normal
 from etalumis.inference import InferenceError
+from etalumis.inference.figures.samples import Sample
+from etalumis.report.summary import quality
 from etalumis.simulators.classics import gaussian
 from inference_checks import OBSERVED
 from posterior_models import varied
@@ -38,6 +40,46 @@ def test_resampling_keeps_expectations_and_evidence(weighted: et.Posterior) -> N
     assert even.ess < 1.1 * weighted.ess  # copies of one trace are not independent
     assert even.mcse("mu") == pytest.approx(weighted.mcse("mu"), rel=0.1)
     assert weighted.resample(seed=3).values("mu").tolist() == weighted.resample(seed=3).values("mu").tolist()
+
+
+def test_resampled_samples_look_no_more_certain_than_the_weights_were(tmp_path: Path) -> None:
+    """Far in the prior's tail k̂ is too large; equal weights would have none, and no error of the evidence."""
+    bad = et.posterior(et.Model(gaussian), {"obs0": 12.0, "obs1": 12.5}, num_traces=500, seed=1)
+    even = bad.resample(2000)
+    even.save(tmp_path / "post")
+    for post in (even, even.resample(50), et.Posterior.load(tmp_path / "post")):
+        assert post.pareto_k == bad.pareto_k > 0.7
+        assert post.log_evidence_error == bad.log_evidence_error > 0.1
+        assert post.log_evidence == pytest.approx(bad.log_evidence)
+        assert post.num_weighed == 500
+        found = post.diagnose()
+        assert "can't be trusted" in found.problems[0]
+        assert "of 500 traces" in found.problems[0]
+        assert any("resampled" in note for note in found.notes)
+        assert found.numbers["pareto_k"] == bad.pareto_k
+        told = quality(Sample.of(post, "IS"), ["mu"])
+        assert (told.pareto_k, told.ess) == (bad.pareto_k, pytest.approx(post.ess))
+    assert even.ess == pytest.approx(bad.ess, rel=0.2)
+    # k̂ that JSON can't say.
+    equal = et.prior(et.Model(gaussian), 50).resample()
+    equal.save(tmp_path / "post")
+    assert et.Posterior.load(tmp_path / "post").pareto_k == -np.inf
+
+
+def test_resampled_samples_have_no_figure_of_weights(weighted: et.Posterior) -> None:
+    pytest.importorskip("matplotlib")
+    assert list(weighted.resample(100).diagnose().figures) == ["marginals"]
+
+
+def test_what_can_not_be_resampled(weighted: et.Posterior) -> None:
+    dead = et.Posterior(weighted.traces, np.full(2000, -np.inf))
+    with pytest.raises(InferenceError, match="all 2000 traces have weight zero"):
+        dead.resample()
+    with pytest.raises(ValueError, match="num_traces ≥ 1"):
+        weighted.resample(0)
+    pytest.importorskip("arviz")
+    with pytest.raises(InferenceError, match="all 2000 traces have weight zero"):
+        dead.to_arviz()
 
 
 def test_resampling_chains_thins_them(chains: et.Posterior) -> None:

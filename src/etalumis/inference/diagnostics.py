@@ -192,9 +192,17 @@ def normalise(log_weights: Array) -> Array:
     return np.asarray(weights / weights.sum())
 
 
-def ess_weights(log_weights: ArrayLike) -> float:
-    """Effective sample size (Σ w)² / Σ w²; 0 where every weight is zero."""
-    total = float(np.square(normalise(np.asarray(log_weights, dtype=np.float64))).sum())
+def ess_weights(log_weights: ArrayLike, rows: NDArray[np.int64] | None = None) -> float:
+    """Effective sample size (Σ w)² / Σ w²; 0 where every weight is zero.
+
+    Args:
+        log_weights: shape (S,).
+        rows: the trace of each, where several may be of one (after resampling): copies are not independent.
+    """
+    weights = normalise(np.asarray(log_weights, dtype=np.float64))
+    if rows is not None:
+        weights = np.bincount(rows, weights).astype(np.float64, copy=False)
+    total = float(np.square(weights).sum())
     return 1.0 / total if total else 0.0
 
 
@@ -238,8 +246,11 @@ def weight_advice(log_weights: ArrayLike, num_traces: int | None = None) -> str 
             f"all {count} traces have weight zero: none can have produced the observation. Check the observed "
             "values and their units; then draw more traces, or propose better ones (a trained network, IC)"
         )
-    k = pareto_k(array, count)
-    ess = ess_weights(array)
+    return tail_advice(pareto_k(array, count), ess_weights(array), count)
+
+
+def tail_advice(k: float, ess: float, count: int) -> str | None:
+    """What k̂ and the effective sample size of ``count`` weights say is wrong; None where nothing is."""
     if k > pareto_k_threshold(count):
         return (
             f"the importance weights can't be trusted: Pareto k̂ = {k:.2f} exceeds "

@@ -18,6 +18,7 @@ from etalumis.inference import diagnostics, pareto, weighted
 from etalumis.inference.address_values import address_values
 from etalumis.inference.by_address import by_address, chain_columns, most_judged, most_met
 from etalumis.inference.errors import InferenceError
+from etalumis.inference.origin import Origin
 from etalumis.inference.values import UNSET
 from etalumis.inference.weighted_traces import WeightedTraces
 
@@ -46,9 +47,7 @@ class Posterior(WeightedTraces):
         """
         if self.markov:
             return self._ess_chains()
-        with np.errstate(divide="ignore"):
-            pooled = np.log(np.bincount(self.rows, diagnostics.normalise(self.log_weights)))
-        return diagnostics.ess_weights(pooled)
+        return diagnostics.ess_weights(self.log_weights, self.rows)
 
     @property
     def log_evidence(self) -> float:
@@ -61,15 +60,30 @@ class Posterior(WeightedTraces):
 
     @property
     def log_evidence_error(self) -> float:
-        """Monte-Carlo standard error of :attr:`log_evidence`."""
-        return self._evidence()[1]
+        """Monte-Carlo standard error of :attr:`log_evidence`; after :meth:`resample` that of the weights before."""
+        error = self._evidence()[1]
+        return error if self._origin is None else self._origin.log_evidence_error
 
     @cached_property
     def pareto_k(self) -> float:
-        """k̂ of the weights; above ``diagnostics.pareto_k_threshold(S)`` they can't be trusted."""
+        """k̂ of the weights; above ``diagnostics.pareto_k_threshold(S)`` they can't be trusted.
+
+        After :meth:`resample` that of the weights before: the equal ones it leaves say nothing.
+        """
         if self.markov:
             raise InferenceError("Markov chains have no importance weights; look at rhat(name) and ess")
+        if self._origin is not None:
+            return self._origin.pareto_k
         return diagnostics.pareto_k(self.log_weights, len(self) + self.num_dropped)
+
+    @property
+    def num_weighed(self) -> int:
+        """Traces that were weighed: samples, with those of zero weight not held; of resampled ones, those before."""
+        return len(self) + self.num_dropped if self._origin is None else self._origin.traces
+
+    @property
+    def _origin(self) -> Origin | None:
+        return Origin.of(self.info)
 
     def _evidence(self) -> tuple[float, float]:
         if self.markov:
@@ -241,19 +255,21 @@ class Posterior(WeightedTraces):
     def resample(self, num_traces: int | None = None, seed: int = 0) -> Posterior:
         """Equally weighted samples by systematic resampling; of Markov chains, an even thinning.
 
-        The common log weight is this posterior's log evidence, so that the estimate survives.
+        The common log weight is this posterior's log evidence, so that the estimate survives; its error and k̂ do, too.
+
+        Raises:
+            InferenceError: every weight is zero.
         """
+        weights = self.weights
         count = len(self) if num_traces is None else num_traces
         if count < 1:
             raise ValueError(f"resampling needs num_traces ≥ 1; got {count}")
-        offset = np.random.default_rng(seed).random()
-        reach = np.cumsum(self.weights)
-        picked = np.searchsorted(reach / reach[-1], (np.arange(count) + offset) / count, side="right")
-        picked = np.minimum(picked, len(self) - 1)
-        level = 0.0 if self.markov else self.log_evidence
-        return Posterior(
-            self.traces, np.full(count, level), self.rows[picked], self.chains[picked], self.markov, self.info
-        )
+        picked = weighted.systematic(weights, count, seed)
+        level, info = 0.0, self.info
+        if not self.markov:
+            level = self.log_evidence
+            info = info | Origin(self.num_weighed, self.pareto_k, self.log_evidence_error).as_info()
+        return Posterior(self.traces, np.full(count, level), self.rows[picked], self.chains[picked], self.markov, info)
 
     def save(self, path: str | Path) -> None:
         """Write a folder of .npy files and JSON, under a temporary name first. See :mod:`.persistence`.

@@ -25,7 +25,7 @@ def to_arviz(posterior: Posterior, num_draws: int | None = None) -> Any:
         ``arviz.InferenceData`` (0.x) or ``xarray.DataTree`` (1.x).
 
     Raises:
-        InferenceError: ArviZ is not installed, or no name is there in every sample.
+        InferenceError: ArviZ is not installed, or no name is there in every sample, or every weight is zero.
     """
     try:
         import arviz

@@ -72,6 +72,14 @@ def probabilities(values: NDArray[Any], weights: Array) -> dict[Any, float]:
     return dict(zip(distinct.tolist(), np.bincount(inverse, weights).tolist(), strict=True))
 
 
+def systematic(weights: Array, count: int, seed: int) -> NDArray[np.int64]:
+    """Positions of ``count`` equally weighted samples, rising, by systematic resampling."""
+    offset = np.random.default_rng(seed).random()
+    reach = np.cumsum(weights)
+    picked = np.searchsorted(reach / reach[-1], (np.arange(count) + offset) / count, side="right")
+    return np.minimum(picked, len(weights) - 1)
+
+
 def plain(array: Any) -> Any:
     """A Python number where the array has no dimensions."""
     return array.item() if np.ndim(array) == 0 else array

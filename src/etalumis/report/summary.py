@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from etalumis.inference.diagnostics import pareto_k
 from etalumis.inference.figures.samples import Sample
 from etalumis.inference.mixing import mixing
 
@@ -94,7 +93,7 @@ def quality(sample: Sample, variables: Iterable[str]) -> Quality:
     """How far a posterior can be trusted, over these variables."""
     ess, tail, rhat, worst = sample.ess, None, None, None
     if sample.chain is None:
-        tail = _finite(pareto_k(sample.log_weights, len(sample) + sample.num_dropped))
+        tail = _finite(sample.pareto_k)
     else:
         mixing = {name: _mixing(sample, name) for name in variables}
         worst = max(mixing, key=lambda name: mixing[name][0])

@@ -15,6 +15,7 @@ from etalumis.inference.diagnosis_chains import DENSITY, RHAT_BAD, rows_elsewher
 from etalumis.inference.figures.canvas import canvas, finished
 from etalumis.inference.figures.style import LOOKS, PRIOR, axis_label, wrapped
 from etalumis.inference.figures.weights import weights_figure
+from etalumis.inference.origin import Origin
 
 if TYPE_CHECKING:
     from etalumis.inference.diagnosis import Diagnosis
@@ -38,7 +39,7 @@ def draw(diagnosis: Diagnosis) -> dict[str, Any]:
         figures["chains"] = chains_figure(posterior, named, found)
         if any(row["moves"] for row in diagnosis.addresses):
             figures["moves"] = moves_figure(diagnosis.addresses)
-    else:
+    elif Origin.of(posterior.info) is None:  # equal weights after resampling would look settled
         figures["weights"] = weights_figure(posterior)
     if posterior.numbers:
         figures["marginals"] = posterior.plot()

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etalumis.inference import diagnostics, weighted
+from etalumis.inference.origin import Origin
 from etalumis.inference.posterior import Posterior
 
 Array = NDArray[np.float64]
@@ -28,6 +29,7 @@ class Sample:
         chain: the chain of each draw, int (N,); None for importance samples.
         info: how it was made: "engine", "seconds" (of wall time), "executions", where known.
         num_dropped: further draws whose weight is zero.
+        rows: the trace of each draw, where several may be of one (after resampling), int (N,).
     """
 
     label: str
@@ -36,6 +38,7 @@ class Sample:
     chain: NDArray[np.int64] | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     num_dropped: int = 0
+    rows: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, posterior: Posterior, label: str, names: Sequence[str] | None = None) -> Sample:
@@ -48,6 +51,7 @@ class Sample:
             chain=posterior.chains if posterior.markov else None,
             info=posterior.info,
             num_dropped=posterior.num_dropped,
+            rows=None if posterior.markov else posterior.rows,
         )
 
     def __len__(self) -> int:
@@ -65,7 +69,15 @@ class Sample:
     @cached_property
     def ess(self) -> float:
         """Effective sample size of the weights; for chains, which have none, the number of draws."""
-        return diagnostics.ess_weights(self.log_weights)
+        return diagnostics.ess_weights(self.log_weights, self.rows)
+
+    @cached_property
+    def pareto_k(self) -> float:
+        """k̂ of the weights; of resampled draws that of the weights before."""
+        origin = Origin.of(self.info)
+        if origin is not None:
+            return origin.pareto_k
+        return diagnostics.pareto_k(self.log_weights, len(self) + self.num_dropped)
 
     def ess_of(self, name: str) -> float:
         """How many independent draws of a variable it is worth: the weights' ESS, or bulk ESS over the chains."""
