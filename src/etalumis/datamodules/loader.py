@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from etalumis.datamodules import reading
 from etalumis.datamodules.reading import Parcel
+from etalumis.execution.signals import start_tracker
 from etalumis.networks.packing import TrainingBatch
 
 T = TypeVar("T")
@@ -165,6 +166,7 @@ class Ahead(Iterator[T]):
 
 def quick_start() -> Any:
     """What starts loader processes: they are forked from one that has imported what they need, and has no threads."""
+    start_tracker()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([reading.__name__, _UNDISTURBED])
     forkserver.ensure_running()

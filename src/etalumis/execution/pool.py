@@ -17,13 +17,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from etalumis.execution.cancellation import Cancellation
 from etalumis.execution.pool_worker import HELD_SIGNALS, NOWHERE, Board, PoolError, Report, Work, no_report, serve
+from etalumis.execution.signals import start_tracker
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -292,10 +292,9 @@ def one_thread_each() -> Iterator[None]:
 @contextmanager
 def _without_signals() -> Iterator[None]:
     """Processes started inside don't see signals of the job before they can take them; here they are only put off."""
+    start_tracker()  # or the first start would do so, which lets some signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
-        resource_tracker.ensure_running()  # or the first start would do so, which lets some of them through again
-        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
