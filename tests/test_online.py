@@ -274,6 +274,16 @@ def test_interrupted_training_goes_on_and_so_do_the_traces_kept(tmp_path: Path, 
     assert len(Dataset(tmp_path / "kept")) == 192
 
 
+def test_traces_left_out_of_half_an_iteration_are_counted_once(tmp_path: Path) -> None:
+    whole = online(RARE, seed=7, unknown="discard")
+    train(whole, accumulate=2)
+    with pytest.raises(KeyError, match="plug"):
+        train(online(RARE, seed=7, unknown="discard"), Losses(11, tmp_path / "last.ckpt"), accumulate=2)
+    again = online(RARE, seed=7, unknown="discard")
+    train(again, resume=tmp_path / "last.ckpt", accumulate=2)
+    assert again.discarded == whole.discarded == 3, "two of them in the 11th minibatch, which is met again"
+
+
 def test_the_network_grows_where_new_addresses_appear() -> None:
     network = train(online(RARE, seed=4))
     assert len(network.layout) == 2

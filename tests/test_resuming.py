@@ -17,9 +17,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from etalumis import cli
 from etalumis.callbacks import Paused
-from etalumis.callbacks.requests import StopRequests, seconds_of
 from etalumis.conf.build import ConfigError
 from etalumis.lit_models.fit import fit
 from etalumis.networks import CheckpointError, checkpoint
@@ -163,57 +161,6 @@ def test_a_checkpoint_within_an_epoch_after_some_time(data: Path, tmp_path: Path
 
 def broken(number: int, frame: Any) -> None:
     raise OSError("broken")
-
-
-def test_time_limit(data: Path, tmp_path: Path) -> None:
-    config = settings(data / "tau", tmp_path, "time_limit=00:00:00:01", "trainer.max_epochs=1000")
-    started = time.monotonic()
-    with pytest.raises(Paused, match=r"stopped by the time limit after \d+ steps"):
-        fit(config)
-    assert time.monotonic() - started < 30
-    assert last(tmp_path)["global_step"] > 0
-    with pytest.raises(ConfigError, match=r"trainer\.max_time .* give time_limit="):
-        fit(settings(data / "tau", tmp_path, "+trainer.max_time=00:00:00:01"))
-
-
-def test_signals_have_an_exit_code(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"data.train={data / 'gaussian'}", f"output={tmp_path}", *SMALL, "trainer.max_epochs=2"]
-    for number, code in ((signal.SIGUSR1, 75), (signal.SIGINT, 130), (signal.SIGTERM, 75)):
-        words += [f"++callbacks.signal._target_={__name__}.SignalAt", "++callbacks.signal.minibatch=2"]
-        assert cli.main(["train", *words, f"++callbacks.signal.number={int(number)}"]) == code
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        assert f"saved in {tmp_path}/checkpoints/last.ckpt: the same command goes on" in said
-    assert last(tmp_path)["global_step"] == 6
-
-
-def test_requests() -> None:
-    requests = StopRequests()
-    assert requests.reason == ""
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    requests.listen()
-    os.kill(os.getpid(), signal.SIGINT)
-    assert requests.reason == "Ctrl-C"
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert requests.reason == "Ctrl-C"
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-    requests.close()
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert StopRequests(1e-9).reason == "the time limit"
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("00:12:30:05", 45005), ("01:00:00:00", 86400), ("1:30", 90), (7, 7), (None, None)]
-)
-def test_durations(text: str | int | None, seconds: float | None) -> None:
-    assert seconds_of(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["1h", "1:2:3:4:5", "-1:00", "", "0", ":"])
-def test_durations_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError, match=r"DD:HH:MM:SS|longer than nothing"):
-        seconds_of(text)
 
 
 # --- what is there already ------------------------------------------------------------------------
@@ -387,19 +334,6 @@ def begun(process: subprocess.Popen[str], output: Path) -> Iterator[int]:
         time.sleep(0.05)
         if (output / "checkpoints" / "last.ckpt").exists():
             yield last(output)["global_step"]
-
-
-@pytest.mark.slow
-def test_everybody_is_asked_to_stop(command: list[str], tmp_path: Path) -> None:
-    """As job managers do: every process of the job, loader processes too, gets the signal."""
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        steps = next(begun(process, tmp_path))  # what remains of the iteration needs the loader processes
-        os.killpg(process.pid, signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 75, said
-    assert "Traceback" not in said
-    assert re.search(r"stopped by SIGTERM after [\d,]+ steps, saved in .*last\.ckpt", said)
-    assert last(tmp_path)["global_step"] >= steps
 
 
 @pytest.mark.slow

@@ -6,16 +6,20 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from etalumis.execution.signals import JOB_SIGNALS
+
+_SIGNALS = (*JOB_SIGNALS, signal.SIGINT)
 TIME_LIMIT = 1  # a request that no signal here has the number of
+GOES_ON = ": the same command goes on"
 _UNITS = (1, 60, 60 * 60, 24 * 60 * 60)  # seconds to a second, minute, hour and day
 
 
 class Paused(RuntimeError):  # noqa: N818  # nothing is wrong
-    """Training stopped where it can go on: everything is in a checkpoint.
+    """Training stopped where it can go on: everything is in a checkpoint, or there is nothing to save yet.
 
     Attributes:
         signal: that asked for it; None for the time limit.
@@ -36,14 +40,22 @@ def reason_of(number: int) -> str:
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
+def paused(number: int, when: str) -> Paused:
+    """The end that was asked for; see :attr:`StopRequests.number`."""
+    return Paused(f"stopped by {reason_of(number)} {when}", None if number == TIME_LIMIT else signal.Signals(number))
+
+
 class StopRequests:
     """Notes that training is asked to stop, instead of stopping: whoever trains looks at :attr:`reason` in time.
 
-    Between :meth:`listen` and :meth:`close` the first SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) is noted; a second Ctrl-C
-    interrupts at once, as always in Python; more of the others change nothing, as job managers repeat them.
+    Between :meth:`listen` and :meth:`close` the first signal is noted; a second Ctrl-C interrupts at once, as always in
+    Python; more of the others change nothing, as job managers repeat them.
 
     Args:
         limit: seconds after which to stop, counted from now on; None never.
+
+    Attributes:
+        signal: that came first.
     """
 
     def __init__(self, limit: float | None = None) -> None:
@@ -63,16 +75,18 @@ class StopRequests:
         """Why to stop; empty for going on."""
         return reason_of(self.number)
 
-    def listen(self) -> None:
-        """Take the signals over; in another than the main thread none arrive."""
+    def listen(self, signals: Iterable[signal.Signals] = _SIGNALS) -> None:
+        """Take signals over; in another than the main thread none arrive."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            for number in signals:
+                self._before.setdefault(number, signal.signal(number, self._note))
 
-    def close(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
+    def close(self, signals: Iterable[signal.Signals] = _SIGNALS) -> None:
+        """Give back those that were taken over, and that nobody else has taken since."""
+        for number in signals:
+            handler = self._before.pop(number, self._note)
+            if handler != self._note and signal.getsignal(number) == self._note:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is signal.SIGINT and number == signal.SIGINT:

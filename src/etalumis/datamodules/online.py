@@ -108,7 +108,7 @@ class OnlineDataModule(TrackedDataModule):
             raise ConfigError("data.tee keeps traces from the prior, data.inflation widens it: give one of them")
         if inflation is not None and not inflation > 0.0:
             raise ValueError(f"inflation must be above 0; got {inflation}")
-        self.workers = max(cores() - 1, 1) if workers is None else workers
+        self.workers = self.workers_on(cores()) if workers is None else workers
         if timeout is not None and self.workers < 1:
             raise ConfigError("data.timeout needs processes that can be ended: set data.workers of at least 1")
         self.batch_size = batch_size
@@ -123,7 +123,7 @@ class OnlineDataModule(TrackedDataModule):
         if unknown not in _UNKNOWN:
             raise ConfigError(f"data.unknown={unknown!r} is one of {', '.join(_UNKNOWN)}")
         self.grow = unknown == "grow"
-        self.discarded = 0 if unknown == "discard" else None
+        self.discarded = self._discarded = 0 if unknown == "discard" else None  # and up to the last step
         self._tee = tee
         self._cache_mb = cache_mb
         self._seed = seed
@@ -147,6 +147,10 @@ class OnlineDataModule(TrackedDataModule):
         self._loader: SimulationLoader | None = None
         self._place = (0, 0, 0)  # epoch; first chunk; minibatches of this rank from there on
         self._minibatches = 0
+
+    @staticmethod
+    def workers_on(cores: int) -> int:
+        return max(cores - 1, 1)
 
     @property
     def model(self) -> str:
@@ -173,11 +177,12 @@ class OnlineDataModule(TrackedDataModule):
         assert self._loader is not None
         self._place = (epoch + last, self._place[1], self._loader.given)
         self._minibatches = 0 if last else minibatches
+        self._discarded = self.discarded
 
     def state_dict(self) -> dict[str, Any]:
         """The position; equal on all ranks, which make it together."""
         epoch, first, given = self._place
-        discarded = self.discarded
+        discarded = self._discarded
         if discarded is not None and self._collective is not None:
             discarded = int(self._collective.all_reduce(torch.tensor(discarded)))
         return {
@@ -211,7 +216,7 @@ class OnlineDataModule(TrackedDataModule):
             done = max(self.epoch_length - -(-left // self.world_size) * self._parts, 0) if before else 0
         self._place = (epoch, first, given)
         if self.discarded is not None and self.rank == 0:
-            self.discarded = state_dict["discarded"] or 0
+            self.discarded = self._discarded = state_dict["discarded"] or 0
         self.resumed = Resumed(ranks, before, done)
         self._minibatches = done
 

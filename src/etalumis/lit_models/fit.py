@@ -17,13 +17,15 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from etalumis.callbacks import Balance, Export, Paused, Position, is_trial
+from etalumis.callbacks import Balance, Export, LastCheckpoint, Paused, Position, is_trial
+from etalumis.callbacks.requests import StopRequests, seconds_of
 from etalumis.conf.build import ConfigError, build
 from etalumis.datamodules.tracked import TrackedDataModule
 from etalumis.distributions import derived_seed
 from etalumis.execution.pool import share_of_cores
+from etalumis.execution.signals import JOB_SIGNALS
 from etalumis.lit_models.inference_network import TEST_LOSS, VALID_LOSS, LitInferenceNetwork, MakeOptimizer
-from etalumis.lit_models.job import job
+from etalumis.lit_models.job import LeaveSignals, job, leave_if_asked
 from etalumis.lit_models.lock import locked
 from etalumis.lit_models.minibatch import with_minibatch
 from etalumis.lit_models.plugins import CheckpointFiles, DoubleMinibatches
@@ -59,11 +61,13 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
         ConfigError: settings that don't go together, or an output folder that holds another training, or in which
             one is at work.
         ProposalError: the weights have blown up; result.json says so.
-        Paused: on SIGTERM, SIGUSR1 or at the time limit; everything is saved.
+        Paused: on SIGTERM, SIGUSR1, SIGUSR2 or at the time limit; everything is saved.
         KeyboardInterrupt: on Ctrl-C; says how to go on.
     """
     output, trial = Path(config["output"]), bool(config["trainer"].get("fast_dev_run"))
     taken = f"another training is at work in {output}; wait for it, or give another output=..."
+    requests = StopRequests(seconds_of(config["time_limit"]))
+    requests.listen(JOB_SIGNALS)
     try:
         with job(config.get("strategy")) as strategy, ExitStack() as stack:
             if not trial and (strategy is None or strategy.is_global_zero):
@@ -76,11 +80,14 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
             config = with_minibatch(config, ranks, before)
             if strategy is not None:
                 config = among_ranks(config, share_of_cores(strategy.collective.all_gather_bytes))
-            return _fit(config, output, resume, strategy)
+            leave_if_asked(requests, strategy)
+            return _fit(config, output, resume, strategy, requests)
     except Paused as paused:
         if paused.signal == signal.SIGINT:
             raise KeyboardInterrupt(str(paused)) from None
         raise
+    finally:
+        requests.close()
 
 
 def _resumed(config: Mapping[str, Any], output: Path, strategy: RowStrategy | None) -> Path | None:
@@ -93,12 +100,17 @@ def _resumed(config: Mapping[str, Any], output: Path, strategy: RowStrategy | No
 
 
 def _fit(
-    config: Mapping[str, Any], output: Path, resume: Path | None, strategy: RowStrategy | None
+    config: Mapping[str, Any],
+    output: Path,
+    resume: Path | None,
+    strategy: RowStrategy | None,
+    requests: StopRequests,
 ) -> LitInferenceNetwork:
     module, data = make_module(config, resume)
+    leave_if_asked(requests, strategy)
     if strategy is not None:
         torch.manual_seed(derived_seed(config["seed"], strategy.global_rank))  # for what draws while it trains
-    trainer = make_trainer(config, data.valid_order.traces > 0, strategy=strategy)
+    trainer = make_trainer(config, data.valid_order.traces > 0, strategy=strategy, requests=requests)
     trial = is_trial(trainer)
     if str(config["trainer"].get("precision")) in _DOUBLE:
         module.double()  # before a checkpoint is loaded into it, which Lightning does first
@@ -229,6 +241,7 @@ def make_trainer(
     validation: bool,
     callbacks: Sequence[Callback] = (),
     strategy: RowStrategy | None = None,
+    requests: StopRequests | None = None,
 ) -> Trainer:
     """Lightning's trainer with our callbacks.
 
@@ -237,6 +250,7 @@ def make_trainer(
         validation: whether there are traces to validate with.
         callbacks: beside those of the settings.
         strategy: of several ranks; None trains in this process alone.
+        requests: to stop, which listen already; no longer where no callback looks at them.
 
     Raises:
         ConfigError: settings that it does not take, or with which training would be wrong.
@@ -252,9 +266,10 @@ def make_trainer(
     plugins: list[Any] = [CheckpointFiles(config["checkpoint_background"])]
     if str(settings.get("precision")) in _DOUBLE:
         plugins, settings = [*plugins, DoubleMinibatches()], {**settings, "precision": None}
+    watching = [Position(), *callbacks, *(build(c) for c in callbacks_of(config["callbacks"] or {}, validation))]
     parts = {
         "plugins": plugins,
-        "callbacks": [Position(), *callbacks, *(build(c) for c in callbacks_of(config["callbacks"] or {}, validation))],
+        "callbacks": watching,
         "logger": build_optional(config["logger"]) or False,
         "enable_progress_bar": False,  # callbacks.progress shows the whole training
     }
@@ -266,6 +281,13 @@ def make_trainer(
         trainer: Trainer = build({**settings, **parts})
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    trainer._signal_connector = LeaveSignals(trainer)
+    if requests is not None:
+        looking = [callback for callback in watching if isinstance(callback, LastCheckpoint)]
+        for callback in looking:
+            callback.requests = requests
+        if not looking:
+            requests.close()
     if trainer.num_devices != 1 or trainer.num_nodes != 1:
         raise ConfigError(
             f"trainer.devices makes {trainer.num_devices} on {trainer.num_nodes} nodes: the ranks of a launcher train "

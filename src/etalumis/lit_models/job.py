@@ -1,4 +1,4 @@
-"""The ranks of one training: who speaks, how many cores each has, and how an error on one ends all."""
+"""The ranks of one training: who speaks, who hears signals, and how an error on one ends all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from etalumis.callbacks.requests import Paused
+import torch
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
+
+from etalumis.callbacks.requests import GOES_ON, Paused, StopRequests, paused
 from etalumis.conf.build import ConfigError, build
 from etalumis.conf.tracebacks import shows_traceback
 from etalumis.strategies import Collective, RowStrategy, launched_ranks
@@ -63,6 +66,30 @@ def job(settings: Mapping[str, Any] | None) -> Iterator[RowStrategy | None]:
         time.sleep(_PATIENCE_S)  # launchers end all ranks when one leaves with an error code: rank 0 speaks first
         raise SystemExit(128 + signal.SIGINT if paused.signal == signal.SIGINT else paused.exit_code)
     raise paused
+
+
+def leave_if_asked(requests: StopRequests, strategy: RowStrategy | None) -> None:
+    """Before the first step, where all ranks come by: there is nothing to save.
+
+    Raises:
+        Paused: one of them has got a signal. A limit of time lets an iteration be made first.
+    """
+    request = int(requests.signal or 0)
+    if strategy is not None:
+        request = int(strategy.reduce(torch.tensor(request), reduce_op="max"))
+    if request:
+        raise paused(request, f"before the first step{GOES_ON}")
+
+
+class LeaveSignals(_SignalConnector):
+    """Of Lightning's trainer: hears no signals, which are a whole job's and not only those of one call of it.
+
+    Lightning's own answers SIGTERM by a collective within the handler, which ranks that are elsewhere don't join.
+    """
+
+    def register_signal_handlers(self) -> None:
+        self.received_sigterm = False
+        self._original_handlers = self._get_current_signal_handlers()  # it ignores Ctrl-C for a while
 
 
 def alone(what: str) -> None:
