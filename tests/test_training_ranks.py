@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from etalumis import cli
+from etalumis.conf.compose import compose, plain
 from etalumis.execution.pool import cores
 from etalumis.lit_models.fit import among_ranks, fit
 from etalumis.storage import simulate
@@ -138,10 +139,13 @@ def test_what_ranks_share_and_what_each_has_of_its_own(
 
 
 def test_cores_of_a_rank_are_read_with_and_computed_with() -> None:
-    config = {"threads": 1, "data": {"workers": None}}
-    assert among_ranks(config, 1)["data"]["workers"] == 0
-    assert among_ranks(config, 8)["data"]["workers"] == 1
-    assert among_ranks({"threads": 1, "data": {"workers": 3}}, 8)["data"]["workers"] == 3
+    def workers(cores: int, *words: str) -> int:
+        count: int = among_ranks(plain(compose("train", ["threads=1", *words])), cores)["data"]["workers"]
+        return count
+
+    assert [workers(cores, "data.train=x") for cores in (1, 8)] == [0, 1]
+    assert [workers(cores, "data=online") for cores in (1, 2, 16)] == [1, 1, 15], "all but one simulate"
+    assert workers(8, "data.train=x", "data.workers=3") == 3
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ class TracesDataModule(TrackedDataModule):
             )
         self.train_data.refuse_doubles(*([] if valid is None else [self.valid_data]))
         self.batch_size = batch_size
-        self.workers = int(cores() > 1) if workers is None else workers
+        self.workers = self.workers_on(cores()) if workers is None else workers
         self._seed = seed
         self._fresh_noise = fresh_noise
         self._noise = noise

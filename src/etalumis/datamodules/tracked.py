@@ -73,6 +73,11 @@ class TrackedDataModule(LightningDataModule):
         self.resumed = Resumed()
         self.waiting: Callable[[], None] = lambda: None
 
+    @staticmethod
+    def workers_on(cores: int) -> int:
+        """Processes that make minibatches, where nothing is said of them and the training process has so many cores."""
+        return int(cores > 1)
+
     def setup(self, stage: str) -> None:
         if self.trainer is not None:
             self.deal_to(self.trainer.global_rank, self.trainer.world_size)
