@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from etalumis.callbacks import Balance, Export, LastCheckpoint, Paused, Position, is_trial
 from etalumis.callbacks.requests import StopRequests, seconds_of
-from etalumis.conf.build import ConfigError, build
+from etalumis.conf.build import ConfigError, build, locate
 from etalumis.datamodules.tracked import TrackedDataModule
 from etalumis.distributions import derived_seed
 from etalumis.execution.pool import share_of_cores
@@ -199,7 +199,9 @@ def among_ranks(config: Mapping[str, Any], cores: int) -> dict[str, Any]:
     if config["threads"] is None:
         torch.set_num_threads(cores)
     data = config["data"]
-    return {**config, "data": data | {"workers": int(cores > 1) if data["workers"] is None else data["workers"]}}
+    if data["workers"] is None:
+        data = data | {"workers": locate(data["_target_"]).workers_on(cores)}
+    return {**config, "data": data}
 
 
 def summary(module: LitInferenceNetwork) -> str:
