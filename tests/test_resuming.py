@@ -1,5 +1,6 @@
 """Trainings that are stopped, killed or damaged, and go on: nothing is lost that was saved, nothing comes out other."""
 
+import errno
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from etalumis.callbacks import Paused
 from etalumis.conf.build import ConfigError
 from etalumis.lit_models.fit import fit
+from etalumis.lit_models.lock import locked
 from etalumis.networks import CheckpointError, checkpoint
 from etalumis.storage import simulate
 from training_runs import SMALL, assert_equal_state, gaussian_model, settings, tau_model
@@ -261,6 +263,35 @@ def test_going_on_in_another_folder(
     (output / "network.pt").unlink()
     fit(settings(data / "gaussian", output, *worse))
     assert checkpoint.load(output / "network.pt")[1] == extra
+
+
+def test_the_checkpoint_is_read_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be large, and all ranks read it."""
+    words = ["minibatch=64", "trainer.max_epochs=1"]
+    fit(settings(data / "gaussian", tmp_path, *words))
+    read: list[Path] = []
+    whole = checkpoint.read
+
+    def counted(path: Path) -> dict[str, Any]:
+        read.append(Path(path))
+        return whole(path)
+
+    monkeypatch.setattr(checkpoint, "read", counted)
+    module = fit(settings(data / "gaussian", tmp_path, *words[:1], "trainer.max_epochs=2"))
+    assert module.trainer.current_epoch == 2
+    assert [path.name for path in read].count("last.ckpt") == 1
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with (
+        pytest.raises(ConfigError, match=r"a file system without locks .*Lustre: -o flock"),
+        locked(tmp_path / "lock", "taken"),
+    ):
+        pass
 
 
 def test_one_training_at_a_time(data: Path, tmp_path: Path) -> None:

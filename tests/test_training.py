@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from etalumis.conf.build import ConfigError, build
 from etalumis.conf.compose import compose, plain
 from etalumis.conf.help import choices
 from etalumis.distributions import Normal
-from etalumis.lit_models.fit import build_optimizer, fit, make_trainer, summary
+from etalumis.lit_models.fit import build_optimizer, check_validation, fit, make_trainer, summary
 from etalumis.lit_models.inference_network import LitInferenceNetwork
 from etalumis.lit_models.start import make_network
 from etalumis.networks import CheckpointError, InferenceNetwork, banks_of, checkpoint
@@ -449,6 +450,16 @@ def test_errors(data: Path, tmp_path: Path) -> None:
         train(data / "tau", tmp_path, "+network.hidden=3", "debug=fast")
 
 
+def test_fewer_traces_to_validate_with_than_ranks_are_refused() -> None:
+    data: Any = SimpleNamespace(valid_order=SimpleNamespace(traces=3))
+    strategy: Any = SimpleNamespace(world_size=4)
+    with pytest.raises(ConfigError, match=r"3 traces to validate with are too few for 4 ranks.*data\.valid_fraction=0"):
+        check_validation(data, strategy)
+    check_validation(data, None)
+    data.valid_order.traces = 0
+    check_validation(data, strategy)
+
+
 def test_no_callback_is_there_twice(data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(settings(data / "gaussian", tmp_path), validation=True)
     names = [type(callback).__name__ for callback in trainer.callbacks]
@@ -474,6 +485,7 @@ def test_several_ranks_are_refused(data: Path, tmp_path: Path, words: list[str])
         (["trainer.precision=fp7"], "trainer: .*fp7"),
         (["trainer.accelerator=abacus"], "trainer: .*abacus"),
         (["trainer.max_epochs=-7"], "trainer: .*max_epochs"),
+        (["trainer.val_check_interval='00:10:00'"], "val_check_interval=00:10:00: give a share of an epoch"),
         (["trainer.accumulate_grad_batches=0"], r"trainer\.accumulate_grad_batches=0 must be a whole number"),
         (["minibatch=64", "data.batch_size=0"], r"data\.batch_size=0 must be a whole number"),
         (["seed=-1"], "seed=-1: .* from 0 to 4294967295"),

@@ -23,7 +23,7 @@ class BestCheckpoint(ModelCheckpoint):
         if not self.best_model_path or trainer.ckpt_path is None:
             return
         here, there = Path(self.best_model_path), Path(trainer.ckpt_path).parent / Path(self.best_model_path).name
-        if there.is_file():
+        if trainer.strategy.broadcast(there.is_file()):  # as rank 0 sees it: all must remember the same
             if trainer.is_global_zero and here.resolve() != there.resolve():
                 here.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(here, there.read_bytes())

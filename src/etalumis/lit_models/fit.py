@@ -29,7 +29,7 @@ from etalumis.lit_models.job import LeaveSignals, job, leave_if_asked
 from etalumis.lit_models.lock import locked
 from etalumis.lit_models.minibatch import with_minibatch
 from etalumis.lit_models.plugins import CheckpointFiles, DoubleMinibatches
-from etalumis.lit_models.resume import batch_size_of, check_checkpoint, clear, find_checkpoint, sweep
+from etalumis.lit_models.resume import Stored, check_checkpoint, clear, find_checkpoint, read_checkpoint, sweep
 from etalumis.lit_models.start import start
 from etalumis.networks import ProposalError, checkpoint
 from etalumis.optim import scaled_lr
@@ -75,9 +75,7 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
                 sweep(output)
             resume = None if trial else _resumed(config, output, strategy)
             ranks = 1 if strategy is None else strategy.world_size
-            # Files of many addresses are large: read only where what they say matters.
-            before = None if resume is None or config["minibatch"] is None else batch_size_of(resume)
-            config = with_minibatch(config, ranks, before)
+            config = with_minibatch(config, ranks, None if resume is None else resume.batch_size)
             if strategy is not None:
                 config = among_ranks(config, share_of_cores(strategy.collective.all_gather_bytes))
             leave_if_asked(requests, strategy)
@@ -90,19 +88,20 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
         requests.close()
 
 
-def _resumed(config: Mapping[str, Any], output: Path, strategy: RowStrategy | None) -> Path | None:
+def _resumed(config: Mapping[str, Any], output: Path, strategy: RowStrategy | None) -> Stored | None:
     """The checkpoint to go on from, as rank 0 finds it: others may see its folder later."""
-    if strategy is None:
-        return find_checkpoint(config["resume"], output)
-    found = find_checkpoint(config["resume"], output) if strategy.is_global_zero else None
-    path = strategy.broadcast(None if found is None else str(found))
-    return None if path is None else Path(path)
+    alone = strategy is None or strategy.is_global_zero
+    path = find_checkpoint(config["resume"], output) if alone else None
+    if strategy is not None:
+        found = strategy.broadcast(None if path is None else str(path))
+        path = None if found is None else Path(found)
+    return None if path is None else read_checkpoint(path)
 
 
 def _fit(
     config: Mapping[str, Any],
     output: Path,
-    resume: Path | None,
+    resume: Stored | None,
     strategy: RowStrategy | None,
     requests: StopRequests,
 ) -> LitInferenceNetwork:
@@ -110,7 +109,8 @@ def _fit(
     leave_if_asked(requests, strategy)
     if strategy is not None:
         torch.manual_seed(derived_seed(config["seed"], strategy.global_rank))  # for what draws while it trains
-    trainer = make_trainer(config, data.valid_order.traces > 0, strategy=strategy, requests=requests)
+    check_validation(data, strategy)
+    trainer = make_trainer(config, data.valid_order.traces > 0, strategy=strategy, stored=resume, requests=requests)
     trial = is_trial(trainer)
     if str(config["trainer"].get("precision")) in _DOUBLE:
         module.double()  # before a checkpoint is loaded into it, which Lightning does first
@@ -124,7 +124,8 @@ def _fit(
         for message in MEANT:
             warnings.filterwarnings("ignore", message)
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+            path = None if resume is None else resume.path
+            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         except ProposalError as error:
             if not trial:
                 write_diverged(output / "result.json", trainer.global_step, error, trainer.global_rank)
@@ -142,7 +143,8 @@ def _fit(
 def _test(trainer: Trainer, module: LitInferenceNetwork, data: TrackedDataModule, output: Path) -> dict[str, float]:
     """Losses of the network that is left, on traces that were kept for that; result.json has them, too."""
     path = output / "network.pt"
-    last = LitInferenceNetwork(checkpoint.load(path)[0], module.make_optimizer) if path.exists() else module
+    left = trainer.strategy.broadcast(path.exists())  # as rank 0, which wrote it, sees it
+    last = LitInferenceNetwork(checkpoint.load(path)[0], module.make_optimizer) if left else module
     last.to(dtype=next(module.parameters()).dtype)
     tested = trainer.test(last, datamodule=data, verbose=False)
     if not tested:  # each rank gets as many minibatches as the others, and none is empty
@@ -159,7 +161,9 @@ def _test(trainer: Trainer, module: LitInferenceNetwork, data: TrackedDataModule
     return {name: float(loss) for name, loss in losses.items()}
 
 
-def make_module(config: Mapping[str, Any], resume: Path | None = None) -> tuple[LitInferenceNetwork, TrackedDataModule]:
+def make_module(
+    config: Mapping[str, Any], resume: Stored | None = None
+) -> tuple[LitInferenceNetwork, TrackedDataModule]:
     """A network with its losses and optimiser, and the data that it learns from.
 
     Args:
@@ -243,6 +247,7 @@ def make_trainer(
     validation: bool,
     callbacks: Sequence[Callback] = (),
     strategy: RowStrategy | None = None,
+    stored: Stored | None = None,
     requests: StopRequests | None = None,
 ) -> Trainer:
     """Lightning's trainer with our callbacks.
@@ -252,6 +257,7 @@ def make_trainer(
         validation: whether there are traces to validate with.
         callbacks: beside those of the settings.
         strategy: of several ranks; None trains in this process alone.
+        stored: the checkpoint that it will go on from.
         requests: to stop, which listen already; no longer where no callback looks at them.
 
     Raises:
@@ -265,7 +271,13 @@ def make_trainer(
         )
     if settings.get("max_time") is not None:
         raise ConfigError("trainer.max_time stops without saving where it is; give time_limit=DD:HH:MM:SS")
-    plugins: list[Any] = [CheckpointFiles(config["checkpoint_background"])]
+    every = settings.get("val_check_interval")
+    if isinstance(every, bool) or not isinstance(every, (int, float, type(None))):
+        raise ConfigError(
+            f"trainer.val_check_interval={every}: give a share of an epoch, or a number of minibatches; ranks that "
+            "went by their own clocks would not validate together"
+        )
+    plugins: list[Any] = [CheckpointFiles(config["checkpoint_background"], stored)]
     if str(settings.get("precision")) in _DOUBLE:
         plugins, settings = [*plugins, DoubleMinibatches()], {**settings, "precision": None}
     watching = [Position(), *callbacks, *(build(c) for c in callbacks_of(config["callbacks"] or {}, validation))]
@@ -296,6 +308,20 @@ def make_trainer(
             "with one device each; leave trainer.devices=1, and launch them: mpirun -n 4 etalumis train strategy=mpi"
         )
     return trainer
+
+
+def check_validation(data: TrackedDataModule, strategy: RowStrategy | None) -> None:
+    """See that each rank gets some traces to validate with, where there are any.
+
+    Raises:
+        ConfigError: they are fewer than the ranks.
+    """
+    traces, ranks = data.valid_order.traces, 1 if strategy is None else strategy.world_size
+    if 0 < traces < ranks:
+        raise ConfigError(
+            f"{traces} traces to validate with are too few for {ranks} ranks, each of which needs one: give more by "
+            "data.valid or data.valid_fraction, or data.valid_fraction=0 to train without validation"
+        )
 
 
 def callbacks_of(group: Mapping[str, Mapping[str, Any]], validation: bool) -> list[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from pytorch_lightning.plugins.precision import DoublePrecision
 
+from etalumis.lit_models.resume import Stored
 from etalumis.networks import TrainingBatch
 from etalumis.networks import checkpoint as files
 
@@ -28,9 +29,11 @@ class CheckpointFiles(CheckpointIO):
     Args:
         background: write while training goes on, from a copy in memory. Whoever needs a file in its place calls
             :meth:`wait` first; reading, deleting and the end of a training do.
+        stored: a file that has been read already; it is handed out once.
     """
 
-    def __init__(self, background: bool = False) -> None:
+    def __init__(self, background: bool = False, stored: Stored | None = None) -> None:
+        self._stored = stored
         self._writer = ThreadPoolExecutor(1, "checkpoints") if background else None
         self._writing: deque[Future[None]] = deque()
 
@@ -49,7 +52,8 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a file, onto the CPU; it can hold tensors and plain containers only."""
         self.wait()
-        return files.read(path)
+        stored, self._stored = self._stored, None
+        return stored.content if stored is not None and stored.path == Path(path) else files.read(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a file."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from etalumis.conf.build import ConfigError
-from etalumis.networks import CheckpointError, InferenceNetwork, checkpoint
+from etalumis.networks import CheckpointError, InferenceNetwork, Row, checkpoint
 
 AUTO = "auto"
 _WRITTEN = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "network.pt", "result.json", "logs/events.out.*")
@@ -43,31 +43,42 @@ def find_checkpoint(resume: bool | str, output: Path) -> Path | None:
     return None
 
 
-def batch_size_of(path: Path) -> int | None:
-    """Traces to a minibatch of each rank of the training in a checkpoint; None where it does not say."""
-    settings = read_checkpoint(path).get("settings") or {}
-    size = settings.get("data", {}).get("batch_size")
-    return size if type(size) is int else None
+class Stored(NamedTuple):
+    """A checkpoint to go on from, read once: with many addresses it is large, and all ranks read it."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def batch_size(self) -> int | None:
+        """Traces to a minibatch of each rank of that training; None where it does not say."""
+        settings = self.content.get("settings") or {}
+        size = settings.get("data", {}).get("batch_size")
+        return size if type(size) is int else None
+
+    @property
+    def rows(self) -> list[Row] | None:
+        """Those of its network; None where it is no training's."""
+        return checkpoint.rows_of(self.content) if "etalumis" in self.content else None
 
 
-def check_checkpoint(path: Path, network: InferenceNetwork, config: Mapping[str, Any]) -> None:
-    """See that a training of this network with these settings can go on from a file.
+def check_checkpoint(stored: Stored, network: InferenceNetwork, config: Mapping[str, Any]) -> None:
+    """See that a training of this network with these settings can go on from a checkpoint.
 
     Raises:
-        CheckpointError: the file is damaged.
         ConfigError: it is of another network, of a longer training, or (resume=auto) of another training.
     """
-    content = read_checkpoint(path)
+    path, content = stored
     if "etalumis" not in content or "epoch" not in content:
         raise ConfigError(
             f"{path} holds a network without its training; etalumis train goes on from checkpoints/last.ckpt"
         )
     anew = "give another output=..., or resume=false to begin anew in its place"
-    given, stored = (dict(leaves(c)) for c in (checkpoint.describe(network), content["etalumis"]))
+    given, found = (dict(leaves(c)) for c in (checkpoint.describe(network), content["etalumis"]))
     others = [
-        f"{key.removeprefix('config.')}={given.get(key)} (was {stored.get(key)})"
-        for key in sorted(given.keys() | stored.keys(), key=lambda key: (key != "simulator", key))
-        if given.get(key) != stored.get(key) and key not in _NOT_WEIGHTS
+        f"{key.removeprefix('config.')}={given.get(key)} (was {found.get(key)})"
+        for key in sorted(given.keys() | found.keys(), key=lambda key: (key != "simulator", key))
+        if given.get(key) != found.get(key) and key not in _NOT_WEIGHTS
     ]
     if others:
         raise ConfigError(f"{path} is of another network: {', '.join(others)}; give its settings, {anew[5:]}")
@@ -105,10 +116,14 @@ def sweep(output: Path) -> None:
             path.unlink()
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a file holds; where it is damaged, the error says whether best.ckpt beside it is whole."""
+def read_checkpoint(path: Path) -> Stored:
+    """Read a file; where it is damaged, the error says whether best.ckpt beside it is whole.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     try:
-        return checkpoint.read(path)
+        return Stored(path, checkpoint.read(path))
     except CheckpointError as error:
         best = path.with_name("best.ckpt")
         try:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from etalumis.conf.build import ConfigError
 from etalumis.datamodules.tracked import Told, TrackedDataModule
-from etalumis.lit_models.resume import leaves, read_checkpoint
+from etalumis.lit_models.resume import Stored, leaves
 from etalumis.networks import InferenceNetwork, NetworkConfigError, Row, checkpoint
 from etalumis.networks.settings import merged_config
 
@@ -23,7 +22,7 @@ class Start(NamedTuple):
     missing: list[Row]
 
 
-def start(config: Mapping[str, Any], data: TrackedDataModule, resume: Path | None = None) -> Start:
+def start(config: Mapping[str, Any], data: TrackedDataModule, resume: Stored | None = None) -> Start:
     """The network that ``init``, ``addresses`` and ``freeze`` ask for.
 
     Args:
@@ -48,7 +47,7 @@ def start(config: Mapping[str, Any], data: TrackedDataModule, resume: Path | Non
     if DICTIONARY in frozen:
         data.grow = False
     rows = [] if DICTIONARY in frozen else told.rows
-    stored = None if resume is None else _stored_rows(resume)
+    stored = None if resume is None else resume.rows
     if stored is None:
         network.grow(rows)
     elif network.layout.rows == stored[: len(network.layout)]:  # where not, loading says so
@@ -100,9 +99,3 @@ def _differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[st
 def _said(settings: Mapping[str, Any], key: str) -> Any:
     value = settings.get(key)
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-
-
-def _stored_rows(path: Path) -> list[Row] | None:
-    """The rows of the network in a training checkpoint; None where it is none."""
-    content = read_checkpoint(path)
-    return checkpoint.rows_of(content) if "etalumis" in content else None
