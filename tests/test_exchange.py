@@ -50,6 +50,23 @@ def test_over_torch_distributed() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_what_is_no_lost_rank_is_not_called_one() -> None:
+    """NCCL's complaint of more ranks than cards, beside gloo's of a connection that is gone."""
+    ranks = TorchCollective.__new__(TorchCollective)
+    ranks.rank, ranks.world_size = 1, 4
+
+    def failing(message: str) -> None:
+        def start() -> None:
+            raise RuntimeError(message)
+
+        ranks._finish(start, "an all-reduce")
+
+    with pytest.raises(CollectiveError, match=r"rank 1 of 4: an all-reduce failed \(Duplicate GPU"):
+        failing("Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 3b000")
+    with pytest.raises(CollectiveError, match="rank 1 of 4 lost another in an all-reduce"):
+        failing("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1. This is typically caused by")
+
+
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment that no launcher has written to."""

@@ -101,19 +101,25 @@ class LitInferenceNetwork(LightningModule):
         """Backward pass of a minibatch, weighted by its traces; see :class:`etalumis.optim.Accumulation`."""
         super().backward(loss if self._weight == 1.0 else loss * self._weight, *args, **kwargs)
 
-    def pending_gradients(self) -> tuple[int, float]:
-        """This rank's traces of the iteration, and the factor that makes the gradient that of the mean over them."""
-        return self.accumulation.traces, self.accumulation.factor(self.trainer.accumulate_grad_batches)
+    def pending_gradients(self) -> tuple[int, float, float]:
+        """This rank's traces of the iteration, the factor that makes the gradient that of the mean over them, and the
+        sum of their losses."""
+        losses, traces = zip(*self._losses, strict=True)
+        total = torch.stack(losses).double().cpu() @ torch.tensor(traces, dtype=torch.float64)
+        factor = self.accumulation.factor(self.trainer.accumulate_grad_batches)
+        return self.accumulation.traces, factor, float(total)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        # A strategy of many ranks has seen to that already, and begun anew.
-        self.accumulation.finish(getattr(optimizer, "optimizer", optimizer), self.trainer.accumulate_grad_batches)
-        losses, traces = zip(*self._losses, strict=True)
+        exchanged = getattr(self.trainer.strategy, "exchanged", None)
+        if exchanged is None:
+            traces, _, total = self.pending_gradients()
+            loss = total / traces
+            self.accumulation.finish(getattr(optimizer, "optimizer", optimizer), self.trainer.accumulate_grad_batches)
+        else:  # a strategy of many ranks has completed the gradient
+            loss = exchanged.loss
+            self.accumulation.start()
         self._losses.clear()
-        weights = torch.tensor(traces, dtype=torch.float64)
-        sums = torch.stack([torch.stack(losses).double().cpu() @ weights, weights.sum()])
-        total, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        self.log(TRAIN_LOSS, total / count, batch_size=1, prog_bar=True)
+        self.log(TRAIN_LOSS, loss, batch_size=1, prog_bar=True)
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: TrainingBatch, number: int) -> None:

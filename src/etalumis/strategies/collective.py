@@ -19,7 +19,6 @@ from torch import Tensor
 Op = Literal["sum", "max", "min"]
 TIMEOUT_S = 1800.0  # longer than any rank's first epoch, checkpoint or validation should keep the others waiting
 _SPIN_S = 5e-4  # what takes less is not worth a sleep, whose end comes some 60 µs late
-_LONGEST_PAUSE_S = 2e-3
 _LATE = 0.25  # of the timeout: whoever has waited for so long says so
 ASKED = (0, 1)  # to whom: two, as one may be what all wait for
 _FEW = 16  # ranks to name
@@ -47,6 +46,7 @@ class Collective(ABC):
     world_size: int
     timeout: float
     serves_threads = True
+    _longest_pause = 2e-3  # seconds between two looks at whether the others have come
     _joined = 0  # collectives so far, the same number on all ranks that wait in the same one
 
     @abstractmethod
@@ -142,7 +142,7 @@ class Collective(ABC):
                 if not said and waited > _LATE * self.timeout:
                     self._say(self._joined)
                     said = True
-                time.sleep(min(waited / 10.0, _LONGEST_PAUSE_S))
+                time.sleep(min(waited / 10.0, self._longest_pause))
             else:
                 who, verb = self._missing()
                 raise CollectiveError(

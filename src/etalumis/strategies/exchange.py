@@ -27,6 +27,7 @@ class Exchanged(NamedTuple):
 
     Attributes:
         traces: behind the joined gradient, of all ranks.
+        loss: the mean over these traces.
         bytes: that this rank put into the agreement and the sum; an algorithm may send them more than once.
         rows: of banks, in the union.
         tensors: dense ones, in the union.
@@ -36,6 +37,7 @@ class Exchanged(NamedTuple):
     """
 
     traces: int
+    loss: float
     bytes: int
     rows: int
     tensors: int
@@ -48,6 +50,7 @@ class _Begun(NamedTuple):
     """What of an exchange was done behind the backward pass: since when, when all ranks had come, and what it took."""
 
     traces: int
+    loss: float
     weight: float
     start: float
     met: float
@@ -80,7 +83,7 @@ class RowExchange:
         self._last = Union(collective, self.parts, compression, lambda name: name.startswith(last)) if last else None
         self._begun: Future[_Begun] | None = None
 
-    def begin(self, traces: int, factor: float = 1.0) -> None:
+    def begin(self, traces: int, factor: float = 1.0, loss: float = 0.0) -> None:
         """Begin the next exchange in a thread of its own: the gradients of all but the ``last`` parts are complete.
 
         Until the exchange is called with the same numbers, this thread may complete the others', and nothing else that
@@ -89,9 +92,9 @@ class RowExchange:
         if not traces:
             return  # the others' are to be dropped, too
         self.parts.refresh()
-        self._begun = _in_background(lambda: self._begin(traces, factor))
+        self._begun = _in_background(lambda: self._begin(traces, factor, loss))
 
-    def __call__(self, traces: int, factor: float = 1.0) -> Exchanged:
+    def __call__(self, traces: int, factor: float = 1.0, loss: float = 0.0) -> Exchanged:
         """Replace this rank's mean gradients by the mean over the traces of all ranks; collective.
 
         Dense gradients and the rows of banks become views of memory that the next exchange uses again, unless they
@@ -101,6 +104,7 @@ class RowExchange:
         Args:
             traces: behind the gradients of this rank; with 0 they are dropped.
             factor: that makes the gradients of this rank the mean over its traces.
+            loss: the sum over its traces, which travels along.
 
         Raises:
             CollectiveError: the networks of ranks differ, or ranks don't come.
@@ -112,7 +116,7 @@ class RowExchange:
             torch.cuda.synchronize(device)  # a backward pass at work is not waiting for others
         start = time.perf_counter()
         begun, self._begun = self._begun, None
-        first = self._begin(traces, factor) if begun is None else begun.result()
+        first = self._begin(traces, factor, loss) if begun is None else begun.result()
         joined = [first.joined]
         waiting = max(first.met - start, 0.0)
         if self._last is not None:
@@ -121,6 +125,7 @@ class RowExchange:
             waiting += joined[-1].agreed - began  # nothing brought the ranks together since the others' gradients
         return Exchanged(
             traces=first.traces,
+            loss=first.loss,
             bytes=sum(one.bytes for one in joined),
             rows=sum(one.rows for one in joined),
             tensors=sum(one.tensors for one in joined),
@@ -129,15 +134,15 @@ class RowExchange:
             hidden=max(min(start, first.joined.ended) - first.start, 0.0),
         )
 
-    def _begin(self, traces: int, factor: float) -> _Begun:
+    def _begin(self, traces: int, factor: float, loss: float) -> _Begun:
         """All but the last parts."""
         start = time.perf_counter()
         if not traces:
             self._drop()
-        total = self._meet(traces)
+        total, losses = self._meet(traces, loss)
         met = time.perf_counter()
         weight = factor * traces / max(total, 1)
-        return _Begun(total, weight, start, met, self._first.join(weight))
+        return _Begun(total, losses / max(total, 1), weight, start, met, self._first.join(weight))
 
     def _drop(self) -> None:
         """Gradients of no traces: nobody else would have them."""
@@ -146,14 +151,15 @@ class RowExchange:
         for bank in self.parts.banks.values():
             bank.clear_gradient()
 
-    def _meet(self, traces: int) -> int:
-        """All ranks' traces together, after a look at whether their networks are alike."""
+    def _meet(self, traces: int, loss: float) -> tuple[int, float]:
+        """All ranks' traces and losses together, after a look at whether their networks are alike."""
         words = json.dumps(self._network(), sort_keys=True).encode()
         digest = int.from_bytes(hashlib.blake2b(words, digest_size=7).digest(), "big")
-        everyone = self.collective.all_gather(torch.tensor([digest, traces]))
+        bits = int(torch.tensor(loss, dtype=torch.float64).view(torch.int64))
+        everyone = self.collective.all_gather(torch.tensor([digest, traces, bits]))
         if bool((everyone[:, 0] != digest).any()):
             raise CollectiveError(_difference([json.loads(one) for one in self.collective.all_gather_bytes(words)]))
-        return int(everyone[:, 1].sum())
+        return int(everyone[:, 1].sum()), float(everyone[:, 2].contiguous().view(torch.float64).sum())
 
     def _network(self) -> dict[str, str]:
         """What must be alike on all ranks."""

@@ -54,6 +54,9 @@ class MPICollective(Collective):
         CollectiveError: mpi4py is missing, or several ranks were launched but each sees itself alone.
     """
 
+    # MPI carries messages while it is called only, and a barrier of many ranks is a chain of messages.
+    _longest_pause = 2e-4
+
     def __init__(self, timeout: float = TIMEOUT_S, communicator: Any = None) -> None:
         if communicator is None:
             communicator = _of_job()

@@ -35,8 +35,8 @@ class RowStrategy(ParallelStrategy):
     """Lightning's part of training on the ranks that a launcher started.
 
     After the backward pass of an iteration's last minibatch, and before clipping, the ranks' gradients become that of
-    the mean over all their traces. The module says how many of these are its own, and by which factor its gradient
-    becomes the mean over them, by ``pending_gradients()``.
+    the mean over all their traces. The module says how many of these are its own, by which factor its gradient becomes
+    the mean over them, and the sum of their losses, by ``pending_gradients()``.
 
     Args:
         collective: the ranks.
@@ -109,7 +109,6 @@ class RowStrategy(ParallelStrategy):
             finally:
                 module.network.before_last_gradients = None
             self.exchanged = exchange(*module.pending_gradients())
-            module.accumulation.start()
             return result
 
         return super().optimizer_step(optimizer, joined, model, **kwargs)

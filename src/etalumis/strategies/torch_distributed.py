@@ -24,6 +24,10 @@ from etalumis.strategies.collective import TIMEOUT_S, Collective, CollectiveErro
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 # Its name before torch 2.13.
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+# What gloo and NCCL say of a rank that is gone; not of more ranks than cards, or of memory that is full.
+_LOST = re.compile(
+    "(?i)clos|reset by peer|broken pipe|refused|timed? ?out|read error|write error|remote (error|process)|aborted"
+)
 _LATE_KEY = "etalumis/late/"  # key of ranks that waited long
 _ANSWER_S = 1.0
 _FIRST_PORT, _PORTS = 10_000, 22_000  # below those that systems give to outgoing connections
@@ -160,9 +164,11 @@ class TorchCollective(Collective):
             raise
         except RuntimeError as error:
             reason = str(error).partition(". This is typically")[0]  # gloo's text goes on with guesses
+            here = f"rank {self.rank} of {self.world_size}"
+            if not _LOST.search(reason):
+                raise CollectiveError(f"{here}: {what} failed ({reason})") from error
             raise CollectiveError(
-                f"rank {self.rank} of {self.world_size} lost another in {what}: it failed or was killed, as its output "
-                f"or the launcher says ({reason})"
+                f"{here} lost another in {what}: it failed or was killed, as its output or the launcher says ({reason})"
             ) from error
 
 
