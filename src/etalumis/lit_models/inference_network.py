@@ -39,7 +39,7 @@ class LitInferenceNetwork(LightningModule):
         missing: rows of addresses to append, where the network lacks them, when a checkpoint has been loaded.
 
     An iteration's gradient is that of the mean over all its traces, however they are divided into minibatches and
-    ranks.
+    ranks; but for weighted traces, whose weights are normalised in each minibatch.
 
     Logs ``loss/train``, the mean over an iteration's traces, and the learning rate; in validation ``loss/valid`` (mean
     over traces, whatever the sizes of minibatches), ``loss/valid_known``, the same without draws of addresses that the
