@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks import common
 from benchmarks.common import Measure, Result, Settings, compare
+from etalumis.networks.autocast import has_bf16_products
 from etalumis.networks.memory import keep_freed_memory
 from etalumis.networks.observations import CNN
 
@@ -83,11 +84,6 @@ def bf16_vs_fp32(name: str, network: CNN, traces: int, settings: Settings) -> Re
         settings=settings,
         note=f"minibatch {traces}",
     )
-
-
-def has_bf16_products() -> bool:
-    """Whether the processor has them; without, they are as much as a hundred times slower than fp32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def step(network: CNN, function: Network, traces: int, bf16: bool = False, backward: bool = True) -> Measure:

@@ -32,9 +32,10 @@ from torch.profiler import ProfilerActivity, profile
 import etalumis as et
 from benchmarks import common
 from benchmarks.common import Measure, Result, Settings, alternate, rate, significant, single
-from benchmarks.conv3d import FIRST_LAYER_FLOPS, has_bf16_products
+from benchmarks.conv3d import FIRST_LAYER_FLOPS
 from etalumis.execution import AddressBook, TraceBatch, run
 from etalumis.networks import InferenceNetwork, Layout, TrainingBatch, pack, rows_of
+from etalumis.networks.autocast import has_bf16_products
 from etalumis.networks.observations import CNN
 from etalumis.optim import RowAdam
 from etalumis.simulators.detector import Detector, scaled_noise

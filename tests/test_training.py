@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -307,6 +308,17 @@ def test_clipping_by_value_is_refused(data: Path, tmp_path: Path) -> None:
         train(data / "tau", tmp_path, "+trainer.gradient_clip_algorithm=value", "debug=fast")
 
 
+@pytest.mark.parametrize("hardware", [True, False])
+def test_bf16_without_hardware_for_it_is_warned_of(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: bool
+) -> None:
+    monkeypatch.setattr("etalumis.lit_models.fit.has_bf16_products", lambda: hardware)
+    config = settings(data / "gaussian", tmp_path, "trainer.precision=bf16-mixed", "trainer.accelerator=cpu")
+    with nullcontext() if hardware else pytest.warns(UserWarning, match="this processor has no bf16 products"):
+        make_trainer(config, validation=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*this processor has no bf16 products")
 def test_mixed_precision_learns_too(data: Path, tmp_path: Path) -> None:
     modules = {}
     for precision in ("32-true", "bf16-mixed"):

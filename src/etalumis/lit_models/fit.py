@@ -32,6 +32,7 @@ from etalumis.lit_models.plugins import CheckpointFiles, DoubleMinibatches
 from etalumis.lit_models.resume import Stored, check_checkpoint, clear, find_checkpoint, read_checkpoint, sweep
 from etalumis.lit_models.start import start
 from etalumis.networks import ProposalError, checkpoint
+from etalumis.networks.autocast import has_bf16_products
 from etalumis.optim import scaled_lr
 from etalumis.storage.manifest import write_atomically
 from etalumis.strategies import RowStrategy
@@ -306,6 +307,11 @@ def make_trainer(
         raise ConfigError(
             f"trainer.devices makes {trainer.num_devices} on {trainer.num_nodes} nodes: the ranks of a launcher train "
             "with one device each; leave trainer.devices=1, and launch them: mpirun -n 4 etalumis train strategy=mpi"
+        )
+    if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu" and not has_bf16_products():
+        warnings.warn(
+            "trainer.precision=bf16-mixed: this processor has no bf16 products, and takes much longer than with 32-true",
+            stacklevel=2,
         )
     return trainer
 

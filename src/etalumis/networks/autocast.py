@@ -1,4 +1,4 @@
-"""Autograd functions that choose their own precision."""
+"""Precision of products: autograd functions that choose their own, and whether bf16 pays on this processor."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def autocast_dtype(like: Tensor) -> torch.dtype:
     """The precision of matrix products here: autocast's where it is on, else that of a tensor."""
     device = like.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+
+
+def has_bf16_products() -> bool:
+    """Whether the processor has instructions for them; without, a convolution in bf16 is some hundred times slower."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def without_autocast(function: type[torch.autograd.Function]) -> dict[str, Any]:
