@@ -310,7 +310,7 @@ def make_trainer(
         )
     if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu" and not has_bf16_products():
         warnings.warn(
-            "trainer.precision=bf16-mixed: this processor has no bf16 products, and takes much longer than with 32-true",
+            "trainer.precision=bf16-mixed: this processor has no bf16 products, and is much faster with 32-true",
             stacklevel=2,
         )
     return trainer
