@@ -18,6 +18,7 @@ from etalumis.distributions import Distribution, Normal, Uniform
 from etalumis.execution import Address, AddressBook, Answer, Request
 from etalumis.inference import moves
 from etalumis.inference.acceptance import Move, log_acceptance_ratio
+from etalumis.inference.block_moves import discrete_sites
 
 TOLERANCE = 5.0
 OBSERVED = {"obs0": 8.0, "obs1": 9.0}
@@ -199,7 +200,7 @@ def no_site_choice(state: moves.State, attempt: moves.Attempt) -> float:
 def no_discrete_choice(state: moves.State, attempt: moves.Attempt) -> float:
     """Undoes the term of a dependants move's choice among the discrete sites."""
     assert attempt.state is not None
-    counts = [len(moves.discrete_sites(trace)) for trace in (attempt.state.trace, state.trace)]
+    counts = [len(discrete_sites(trace)) for trace in (attempt.state.trace, state.trace)]
     return math.log(counts[0] / counts[1])
 
 

@@ -164,9 +164,7 @@ def pair() -> None:
         et.observe(Normal(mu, 1.0), name="y")
 
 
-@pytest.mark.parametrize(
-    "engine", [et.IC(MEAN), et.ImportanceSampling(), et.RMH(chains=2, burn_in=1, starts=5)]
-)
+@pytest.mark.parametrize("engine", [et.IC(MEAN), et.ImportanceSampling(), et.RMH(chains=2, burn_in=1, starts=5)])
 def test_values_that_no_execution_asks_for_are_an_error(engine: et.IC) -> None:
     assert len(et.posterior(et.Model(pair), {"y": [0.0, 0.0]}, engine, num_traces=10)) == 10
     with pytest.raises(et.ObservationError, match="lists 3 values"):

@@ -18,7 +18,10 @@ import etalumis as et
 from etalumis.distributions import Exponential, Gamma, Normal, Poisson, Stream
 from etalumis.inference import moves
 from etalumis.inference.acceptance import Move, log_acceptance_ratio
+from etalumis.inference.block_moves import Dependants, Suffix
 from etalumis.inference.chain import Chain
+from etalumis.inference.network_moves import Proposed
+from etalumis.inference.single_site import SingleSite
 from inference_checks import TOLERANCE, Biased, ByHand, no_discrete_choice, no_proposal, no_site_choice
 
 CHAINS, STEPS, PRIOR = 20, 1500, 20_000
@@ -43,17 +46,17 @@ def single(engine: et.LMH, wrong: bool) -> list[tuple[float, moves.Transition]]:
     def ratio(move: Move) -> float:
         return log_acceptance_ratio(move._replace(log_choice_new=0.0, log_choice_old=0.0) if wrong else move)
 
-    return [(1.0, moves.SingleSite(engine.kernel(), ratio))]
+    return [(1.0, SingleSite(engine.kernel(), ratio))]
 
 
 def suffix(wrong: bool) -> list[tuple[float, moves.Transition]]:
-    right = moves.Suffix()
+    right = Suffix()
     return [(1.0, Biased(right, no_site_choice) if wrong else right)]
 
 
 def dependants(wrong: bool) -> list[tuple[float, moves.Transition]]:
     """With moves of single sites: alone they would not reach every value."""
-    right = moves.Dependants()
+    right = Dependants()
     others = [(0.4 * share, move) for share, move in single(et.LMH(), wrong=False)]
     return [(0.6, Biased(right, no_discrete_choice) if wrong else right), *others]
 
@@ -63,7 +66,7 @@ def network(whole: float, wrong: bool) -> list[tuple[float, moves.Transition]]:
     proposals = ByHand(
         {"n": lambda prior: Poisson(2.0), "": lambda prior: type(prior)(0.8), "scale": lambda prior: Gamma(2.5, 1.6)}
     )
-    right = moves.Proposed(proposals, whole)
+    right = Proposed(proposals, whole)
     return [(1.0, Biased(right, no_proposal) if wrong else right)]
 
 

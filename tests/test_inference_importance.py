@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import etalumis as et
-from etalumis.distributions import Distribution, Normal, Poisson
+from etalumis.distributions import Distribution, Normal, Poisson, Uniform
 from etalumis.inference import InferenceError
+from etalumis.inference.executions import shares
 from etalumis.inference.stored import log_likelihood
 from etalumis.simulators.classics import (
     HiddenMarkov,
@@ -173,6 +174,16 @@ def test_workers_change_nothing_and_all_of_them_work(num_traces: int, workers: i
     assert shared.traces.address.tolist() == alone.traces.address.tolist()
 
 
+@pytest.mark.parametrize(
+    ("num_traces", "count", "lengths"),
+    [(1, 4, [1]), (10, 4, [3, 3, 3, 1]), (4097, 2, [2049, 2048]), (20_000, 4, [2500] * 8), (20_000, 1, [4000] * 5)],
+)
+def test_every_worker_gets_as_much(num_traces: int, count: int, lengths: list[int]) -> None:
+    tasks = shares(num_traces, count)
+    assert [len(task) for task in tasks] == lengths
+    assert [index for task in tasks for index in task] == list(range(num_traces))
+
+
 def test_the_prior_works_in_all_workers() -> None:
     alone, shared = (et.prior(et.Model(branching_somewhere), 100, workers=workers) for workers in (1, 2))
     assert len(set(shared.values("process").tolist()) - {os.getpid()}) == 2
@@ -236,6 +247,24 @@ def test_dataset_errors(dataset: Dataset) -> None:
         et.posterior(et.Model(gaussian), {"obs0": math.nan}, engine)
     with pytest.raises(ValueError, match="came from the prior"):
         et.ImportanceSampling(dataset=dataset, inflation=2.0)
+
+
+def flat() -> None:
+    k = et.sample(Poisson(3.0), name="k")
+    x = et.sample(Uniform(0.0, 1.0), name="x")
+    et.observe(Normal(k + x, 1.0), name="y")
+
+
+def test_inflation_that_widens_no_prior_is_told() -> None:
+    told = [
+        any("inflation=5.0 widened no prior" in text for text in post.info["warnings"])
+        for post in (
+            et.posterior(et.Model(flat), {"y": 4.0}, et.ImportanceSampling(inflation=5.0), 100),
+            et.posterior(et.Model(flat), {"y": 4.0}, et.ImportanceSampling({"k": Poisson(4.0)}, inflation=5.0), 100),
+            et.posterior(et.Model(gaussian), OBSERVED, et.ImportanceSampling(inflation=5.0), 100),
+        )
+    ]
+    assert told == [True, True, False]
 
 
 def repeated() -> None:

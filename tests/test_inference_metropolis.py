@@ -30,7 +30,7 @@ from etalumis.inference.acceptance import Sites, log_acceptance_ratio
 from etalumis.inference.chain import Chain
 from etalumis.inference.kernels import Mixture as KernelMixture
 from etalumis.inference.kernels import RandomWalk
-from etalumis.inference.moves import SingleSite
+from etalumis.inference.single_site import SingleSite
 from etalumis.simulators.classics import (
     HiddenMarkov,
     branching,

@@ -147,6 +147,51 @@ def test_a_discrete_draw_moves_with_what_depends_on_it() -> None:
     assert not together.info["warnings"]
 
 
+def smooth() -> None:
+    mu = et.sample(Normal(1.0, 2.0), name="mu")
+    et.observe(Normal(mu, 1.0), name="y")
+
+
+def test_moves_that_find_nothing_to_move_are_told_and_charged_to_no_address() -> None:
+    """No discrete draw anywhere: eight steps in ten do nothing, and the others are accepted as ever."""
+    engine = et.RMH(chains=2, burn_in=100, starts=20, dependants_share=0.8)
+    post = et.posterior(et.Model(smooth), {"y": 2.0}, engine, num_traces=1000, seed=1)
+    idle, moves = post.info["idle"]["discrete draw"], sum(proposed for _, proposed, _ in post.info["moves"])
+    assert idle + moves == 1000
+    assert idle > 700
+    assert 0.3 < post.info["acceptance"] < 0.7
+    assert "no discrete draw: lower dependants_share" in post.info["warnings"][0]
+    nothing = replace(engine, dependants_share=1.0)
+    assert et.posterior(et.Model(smooth), {"y": 2.0}, nothing, num_traces=10, seed=1).info["acceptance"] == 0.0
+
+
+def test_a_chain_that_goes_on_counts_idle_steps_on(tmp_path: Any) -> None:
+    engine = et.RMH(chains=1, burn_in=10, starts=5, dependants_share=0.5, folder=tmp_path)
+    et.posterior(et.Model(smooth), {"y": 2.0}, engine, num_traces=50, seed=1)
+    further = et.posterior(et.Model(smooth), {"y": 2.0}, engine, num_traces=100, seed=1)
+    once = et.posterior(et.Model(smooth), {"y": 2.0}, replace(engine, folder=None), num_traces=100, seed=1)
+    assert further.info["idle"] == once.info["idle"]
+    assert further.info["moves"] == once.info["moves"]
+
+
+def only_arrays() -> None:
+    x = et.sample(Normal(np.zeros(2), 1.0), name="x")
+    et.observe(Normal(x, 1.0), name="y")
+
+
+def test_a_network_without_scalars_to_move_is_told() -> None:
+    engine = et.RMH(chains=2, burn_in=100, starts=20, proposals=et.IC(ByHand({})).as_kernel(0.5))
+    post = et.posterior(et.Model(only_arrays), {"y": np.ones(2)}, engine, num_traces=1000, seed=1)
+    assert post.info["idle"]["controlled scalar draw"] > 400
+    assert "draw the elements of arrays one by one" in post.info["warnings"][0]
+
+
+def test_a_share_of_branches_where_there_are_none_is_told() -> None:
+    engine = et.RMH(chains=1, burn_in=10, starts=5, branch_share=0.5)
+    assert "branch_share did nothing" in et.posterior(et.Model(smooth), {"y": 2.0}, engine, 50).info["warnings"][0]
+    assert not et.posterior(et.Model(branching), {"obs0": 6}, engine, 50).info["warnings"]
+
+
 def test_tempering_ends_with_the_whole_likelihood() -> None:
     """The power rises to 1 in the share of the burn-in asked for; before that, worse states are accepted more often."""
     model = et.Model(barrier)

@@ -31,8 +31,9 @@ from etalumis.execution.model import met_names
 from etalumis.inference.acceptance import Sites
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.executions import HELD
-from etalumis.inference.moves import Reuse, State, Transition
+from etalumis.inference.moves import State, Transition
 from etalumis.inference.reuse import ReuseTally
+from etalumis.inference.single_site import Reuse
 
 _SAME = 1e-6  # absolute and relative, up to which log densities of one trace may differ
 _BLOCK = 64  # steps that share a block of the chain's own random numbers
@@ -85,6 +86,7 @@ class Chain:
         self.failed = 0  # executions that a simulator's policy dropped
         self.names: set[str] = set()  # that the first executions could have been conditioned by
         self.tally: dict[int, list[int]] = {}  # address: moves proposed, moves accepted
+        self.idle: Counter[str] = Counter()  # steps that found no draw of the kind that they move
         self.reuse = ReuseTally()
         self.adapting = True
 
@@ -129,7 +131,10 @@ class Chain:
         transition = self._pick(choices.uniform()) if len(self._moves) > 1 else self._moves[0][1]
         choices.seek(2 * place + 1)
         attempt = transition.attempt(self, self._state, first, second, choices)
-        address, proposed, log_alpha = attempt
+        address, proposed, log_alpha, lacking = attempt
+        if address is None:
+            self.idle[lacking] += 1
+            return False
         acceptance = 1.0 if log_alpha >= 0.0 else math.exp(log_alpha)
         accepted = proposed is not None and threshold < acceptance
         transition.settle(attempt, accepted, acceptance, self.adapting)
@@ -147,6 +152,7 @@ class Chain:
         """Burn-in is over: step sizes stay as they are, and counting of moves and of reuse begins anew."""
         self.adapting = False
         self.tally.clear()
+        self.idle.clear()
         self.reuse.clear()
 
     # --- on disk ------------------------------------------------------------------------------------------------
@@ -161,6 +167,7 @@ class Chain:
             "adapting": self.adapting,
             "used": dict(self._observe.used),
             "tally": [[address, *counts] for address, counts in self.tally.items()],
+            "idle": dict(self.idle),
             "reuse": self.reuse.plain(),
             "moves": [transition.plain() for _, transition in self._moves],
         }
@@ -174,6 +181,7 @@ class Chain:
         ours = self.model.addresses.merge(present.addresses).tolist()
         self._steps, self._restored, self.adapting = plain["steps"], True, plain["adapting"]
         self.tally = {ours[address]: [proposed, accepted] for address, proposed, accepted in plain["tally"]}
+        self.idle = Counter(plain.get("idle", {}))  # older chains did not count them
         self.reuse.restore(plain["reuse"], ours)
         for (_, transition), state in zip(self._moves, plain["moves"], strict=True):
             transition.restore(state, ours)

@@ -20,7 +20,7 @@ from etalumis.execution.model import as_observations
 from etalumis.inference.capped import Capped
 from etalumis.inference.engine import DEFAULT_TRACES, finish
 from etalumis.inference.loops import Pattern
-from etalumis.inference.moves import Proposed
+from etalumis.inference.network_moves import Proposed
 from etalumis.inference.network_runs import Network, Outcome, Plan, check_used, execute, weighted_traces
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
@@ -201,7 +201,7 @@ class IC:
 
 @dataclass(frozen=True)
 class NetworkMoves:
-    """Moves of Markov chains by a trained network; see :class:`.moves.Proposed`.
+    """Moves of Markov chains by a trained network; see :class:`.network_moves.Proposed`.
 
     Attributes:
         engine: whose network it is.

@@ -81,6 +81,7 @@ class ImportanceSampling:
         """
         observations = as_observations(observe)
         started = time.perf_counter()
+        advice: list[str] = []
         if self.dataset is not None:
             dataset = self.dataset if isinstance(self.dataset, Dataset) else Dataset(self.dataset)
             with progress_bar("weighing stored traces", len(dataset), "traces", progress) as report:
@@ -91,8 +92,19 @@ class ImportanceSampling:
             with progress_bar("importance sampling", count, "traces", progress) as report:
                 traces = execute(plan, count, self.workers, report)
             self._check_proposals(traces)
+            advice = self._inflation_advice(traces)
             posterior = Posterior(traces, traces.log_weight, info={"executions": count})
-        return finish(posterior, type(self).__name__, model, observations, seed, started)
+        return finish(posterior, type(self).__name__, model, observations, seed, started, advice)
+
+    def _inflation_advice(self, traces: TraceBatch) -> list[str]:
+        guided = [number for number, name in enumerate(traces.names) if name in (self.proposals or ())]
+        wide = traces.controlled & ~np.isin(traces.name, guided)
+        if self.inflation is None or (traces.log_q[wide] != traces.log_prob[wide]).any():
+            return []
+        return [
+            f"inflation={self.inflation} widened no prior: it widens controlled draws, and of Uniform, Poisson and "
+            "Binomial there is no wider form. Leave it out, or give proposals by name"
+        ]
 
     def _check_proposals(self, traces: TraceBatch) -> None:
         drawn = {traces.names[i] for i in np.unique(traces.name[~traces.conditioned])} - {""}

@@ -21,14 +21,17 @@ from etalumis.distributions import BY_CODE
 from etalumis.execution import Observations, Simulator, TraceBatch
 from etalumis.execution.model import as_observations
 from etalumis.inference.acceptance import Move, log_acceptance_ratio
+from etalumis.inference.block_moves import Dependants, Suffix
 from etalumis.inference.chain import Chain, Recorder
 from etalumis.inference.chain_files import ChainFolder, FileRecorder, identity
 from etalumis.inference.engine import DEFAULT_TRACES, left_out, warn
 from etalumis.inference.executions import join
 from etalumis.inference.kernels import Mixture, PriorKernel, RandomWalk
-from etalumis.inference.moves import Dependants, SingleSite, Suffix, Transition
+from etalumis.inference.move_advice import branch_advice, idle_advice
+from etalumis.inference.moves import Transition
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
+from etalumis.inference.single_site import SingleSite
 from etalumis.inference.workers import Report, Workers, run_tasks
 
 _REPORT_SECONDS = 0.2  # between two reports of progress
@@ -157,6 +160,8 @@ class LMH:
             "seconds": time.perf_counter() - started,
             "warnings": [
                 *left_out(posterior.info["executions"], posterior.info["failed"]),
+                *idle_advice(posterior.info["idle"], posterior.info["moves"]),
+                *(branch_advice(posterior.traces) if self.branch_share else ()),
                 *_stuck_warning([outcome.stuck for outcome in outcomes]),
             ],
         }
@@ -201,6 +206,7 @@ class _Outcome(NamedTuple):
     traces: TraceBatch
     rows: NDArray[np.int64]
     tally: dict[int, list[int]]
+    idle: Counter[str]
     reuse: list[list[int]]
     executions: int
     failed: int
@@ -241,6 +247,7 @@ def _run_chain(common: tuple[LMH, Simulator, Observations, int], task: tuple[int
         traces,
         rows,
         chain.tally,
+        chain.idle,
         chain.reuse.plain(),
         chain.executions,
         chain.failed,
@@ -277,12 +284,13 @@ def _assemble(model: Simulator, outcomes: Sequence[_Outcome]) -> Posterior:
     starts = np.cumsum([0] + [len(outcome.traces) for outcome in outcomes])
     rows = np.concatenate([outcome.rows + start for outcome, start in zip(outcomes, starts, strict=False)])
     chains = np.repeat(np.arange(len(outcomes)), [len(outcome.rows) for outcome in outcomes])
-    moves, accepted_moves = np.sum(list(tally.values()), axis=0).tolist()
+    moves, accepted_moves = np.sum([[0, 0], *tally.values()], axis=0).tolist()
     info = {
         "executions": sum(outcome.executions for outcome in outcomes),
         "failed": sum(outcome.failed for outcome in outcomes),
-        "acceptance": accepted_moves / moves,
+        "acceptance": accepted_moves / max(moves, 1),
         "moves": [[address, *counts] for address, counts in sorted(tally.items())],
+        "idle": dict(sum((outcome.idle for outcome in outcomes), Counter[str]())),
         "reuse": [[address, *counts] for address, counts in sorted(reuse.items())],
     }
     return Posterior(traces, np.zeros(len(rows)), rows, chains, markov=True, info=info)

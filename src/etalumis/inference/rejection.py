@@ -39,7 +39,8 @@ from etalumis.distributions import derived_seed
 from etalumis.execution import FAILED, FINISHED, Job, Observations, Proposer, Simulator, Stop, Trace, run_jobs
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.loops import Finder, Visit
-from etalumis.inference.moves import told_and_fixed, values_of
+from etalumis.inference.moves import values_of
+from etalumis.inference.network_moves import told_and_fixed
 
 Rejection = Literal["exact", "amortised", "accepted_only_biased"]
 _MANY_ZEROS = 0.1  # share of traces without weight for want of an accepted execution that is worth a warning
