@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -44,14 +45,19 @@ def execute(plan: Plan, num_traces: int, workers: Workers, report: Report) -> Tr
     """
     if num_traces < 1:
         raise ValueError(f"num_traces must be at least 1; got {num_traces}")
-    # A share for each worker at least; which traces make a task changes none of them.
-    size = num_traces if workers == 1 else min(_TASK, -(-num_traces // processes(workers)))
-    tasks = [range(first, min(first + size, num_traces)) for first in range(0, num_traces, size)]
+    tasks = [range(num_traces)] if workers == 1 else shares(num_traces, processes(workers))
     outcomes = run_tasks(_execute, plan, tasks, workers, report)
     for outcome in outcomes:
         plan.observations.used |= outcome.used
     plan.observations.check_used(set().union(*(outcome.names for outcome in outcomes)))
     return join(plan.model, [outcome.traces for outcome in outcomes])
+
+
+def shares(num_traces: int, count: int) -> list[range]:
+    """The tasks of ``count`` processes, as many and as long for each; no trace depends on how they are cut."""
+    rounds = math.ceil(num_traces / (count * _TASK))
+    size = math.ceil(num_traces / (count * rounds))
+    return [range(first, min(first + size, num_traces)) for first in range(0, num_traces, size)]
 
 
 def join(model: Simulator, batches: Iterable[TraceBatch]) -> TraceBatch:
