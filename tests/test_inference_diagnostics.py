@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from etalumis.inference import diagnostics
+from etalumis.inference.pareto import smooth
 
 
 def autoregressive(chains: int, draws: int, correlation: float, seed: int) -> np.ndarray:
@@ -103,6 +104,17 @@ def test_advice_on_bad_weights() -> None:
     none = diagnostics.weight_advice(np.full(1000, -np.inf))
     assert none is not None
     assert "all 1000 traces have weight zero" in none
+
+
+@pytest.mark.parametrize("scale", [100.0, 1000.0, 3000.0, 1e6])
+def test_weights_too_far_apart_for_numbers_are_heavy_not_flat(scale: float) -> None:
+    """Log likelihoods of images differ by thousands: beside the largest weight the others vanish."""
+    log_weights = scale * np.random.default_rng(0).normal(size=1000)
+    assert diagnostics.pareto_k(log_weights) > 10.0
+    assert "Pareto k̂" in (diagnostics.weight_advice(log_weights) or "")
+    smoothed = smooth(log_weights)
+    assert np.isfinite(smoothed).all()
+    assert smoothed.max() <= log_weights.max()
 
 
 def test_left_out_zero_weights_count() -> None:

@@ -17,14 +17,15 @@ Array = NDArray[np.float64]
 
 _SHORTEST_TAIL = 5  # points that a generalised Pareto distribution needs at least
 _ROUNDING = 1e-9  # relative differences of weights that sums of log densities leave by rounding
+_SMALLEST = 1e-300  # of exceedances, as shares of the largest weight, that can be divided by
 
 
 class Tail(NamedTuple):
     """The generalised Pareto distribution of the largest weights, relative to the largest of all.
 
     Attributes:
-        k: shape; ``inf`` where fewer than five weights differ from zero, ``-inf`` where the tail is flat, ``nan``
-            where there are too few traces to judge.
+        k: shape; ``inf`` where fewer than five weights differ from zero, or too few do beside the largest; ``-inf``
+            where the tail is flat, ``nan`` where there are too few traces to judge.
         sigma: scale; ``nan`` where k is not finite.
         cutoff: log weight, relative to the largest, above which the tail begins.
         size: weights in the tail.
@@ -59,10 +60,13 @@ def fit_tail(log_weights: ArrayLike, num_traces: int | None = None) -> Tail:
         cutoff = ranked[below - 1] if below else -np.inf
     largest = ranked[-1]
     exceedances = np.exp(ranked[first:] - largest) - math.exp(cutoff - largest)
-    exceedances = exceedances[exceedances > 0.0]
+    # What vanishes by rounding exceeds nothing; what vanishes beside the largest weight does.
+    exceedances = exceedances[(exceedances > 0.0) | (ranked[first:] - cutoff > _ROUNDING)]
     # All but equal, to each other or to the cutoff: a flat tail.
     if len(exceedances) < _SHORTEST_TAIL or exceedances[-1] < _ROUNDING or np.ptp(exceedances) < _ROUNDING:
         return Tail(-math.inf)
+    if exceedances[_quartile(len(exceedances))] < _SMALLEST:
+        return Tail(math.inf)
     k, sigma = _fit_pareto(exceedances)
     return Tail(k, sigma, float(cutoff - largest), len(exceedances))
 
@@ -80,7 +84,8 @@ def smooth(log_weights: ArrayLike, num_traces: int | None = None) -> Array:
     largest = array[order[-1]]
     levels = (np.arange(tail.size) + 0.5) / tail.size
     spread = -np.log1p(-levels)
-    quantiles = tail.sigma * (np.expm1(tail.k * spread) / tail.k if tail.k else spread)
+    with np.errstate(over="ignore"):  # beyond the largest weight anyhow
+        quantiles = tail.sigma * (np.expm1(tail.k * spread) / tail.k if tail.k else spread)
     smoothed = np.minimum(quantiles + math.exp(tail.cutoff), 1.0)
     # What was equal (discrete models) stays equal.
     _, tied = np.unique(array[order], return_inverse=True)
@@ -89,11 +94,15 @@ def smooth(log_weights: ArrayLike, num_traces: int | None = None) -> Array:
     return array
 
 
+def _quartile(count: int) -> int:
+    return int(count / 4 + 0.5) - 1
+
+
 def _fit_pareto(ranked: Array) -> tuple[float, float]:
     """Empirical-Bayes estimate of a generalised Pareto's k, with PSIS's weak prior, and σ from rising exceedances."""
     count = len(ranked)
     grid = 30 + int(math.sqrt(count))
-    quartile = ranked[int(count / 4 + 0.5) - 1]
+    quartile = ranked[_quartile(count)]
     theta = 1.0 / ranked[-1] + (1.0 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3.0 * quartile)
     theta = theta[theta != 0.0]  # met where a discrete model's weights are tied
     shapes = np.log1p(-theta[:, None] * ranked).mean(axis=1)
