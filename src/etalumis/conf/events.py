@@ -12,7 +12,7 @@ import numpy as np
 
 from etalumis.distributions import Stream
 from etalumis.execution import Observations, Prior, Simulator
-from etalumis.inference.calibration import named_numbers, observed_values
+from etalumis.inference.calibration_events import named_numbers, observed_values
 from etalumis.report import Event
 
 

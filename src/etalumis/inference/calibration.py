@@ -10,12 +10,13 @@ are exchangeable, and so is every rank statistic of them. That is what all check
 
 Ranks are kept as numbers in (0, 1) that are uniform for a calibrated engine whatever the number of posterior draws:
 (draws below + a uniform share of the ties and the truth) / (draws + 1). So discrete variables need no care, and an
-event of small effective sample size takes few draws instead of being left out, which would hide the worst ones.
+event of small effective sample size takes few draws instead of being left out, which would hide the worst ones; one
+that an engine can't infer from takes none, has a uniform rank and is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from etalumis.execution import FAILED, Prior, Simulator, Trace, run
+from etalumis.execution import ObservationError, Prior, Simulator, run
 from etalumis.inference.api import posteriors
-from etalumis.inference.engine import Engine
+from etalumis.inference.calibration_events import Events
+from etalumis.inference.calibration_ranks import Ranks
+from etalumis.inference.engine import Engine, EventsEngine
 from etalumis.inference.errors import InferenceError
 from etalumis.inference.posterior import Posterior
 from etalumis.inference.progress import Progress, progress_bar
 
 Array = NDArray[np.float64]
 TARP = "all variables (TARP)"
-_BLOCK = 16  # events whose posteriors are held at a time
-_ESS_PER_DRAW = 20.0  # resampled draws of a weighted posterior are independent only if they are far fewer than its ESS
+_BLOCK = 16  # events that an engine which takes many together is given at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +47,10 @@ class Calibration:
         ranks: among draws that respect the weights (all draws, of Markov chains), in (0, 1), shape (E, K).
         raw_ranks: among the proposal's draws without their weights: what the network alone is worth. None for
             Markov chains.
-        draws: posterior draws that :attr:`ranks` are among, shape (E,).
-        ess: effective sample size of each posterior, shape (E,).
+        draws: posterior draws that :attr:`ranks` are among, shape (E,); 0 where an event gave no information (the
+            engine stopped, or every weight was zero): its ranks are uniform.
+        ess: effective sample size of each posterior, shape (E,); 0 where it gave no information.
+        notes: what was left out.
     """
 
     names: tuple[str, ...]
@@ -54,6 +58,7 @@ class Calibration:
     raw_ranks: Array | None
     draws: NDArray[np.int64]
     ess: Array
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -114,7 +119,7 @@ class Calibration:
             lines.append(f"  {name:<{width}}  {weighted[name]:7.3g}{proposal}  {half:7.1%}  {most:7.1%}")
         wrong = self.miscalibrated()
         lines.append(f"  miscalibrated: {', '.join(wrong)}" if wrong else "  no sign of miscalibration")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def plot(self, path: Any = None, raw: bool = False) -> Any:
         """Cumulative ranks less the diagonal, with the band of a calibrated engine. See :mod:`.figures.calibration`."""
@@ -145,106 +150,52 @@ def calibrate(
         engine: what is judged.
         num_events: how many; errors of a posterior show from about 100 on.
         num_traces: of each posterior.
-        names: named numbers to rank; by default all draws and tags that every event has once.
+        names: named numbers to rank; by default all draws and tags that every event has once (others are noted).
         seed: of everything.
         progress: as for :func:`etalumis.posterior`.
 
     Raises:
-        InferenceError: there is nothing to rank.
+        InferenceError: there is nothing to rank; the model has an observe without a name, or a likelihood beside what
+            it observes, so that its prior does not draw the truth; or no event at all could be inferred from.
     """
     keys = np.random.SeedSequence([seed & (1 << 64) - 1, 0x63616C]).generate_state(3, np.uint64).tolist()
-    events = [trace for trace in run(model, Prior(), None, range(num_events), keys[0]) if trace.ended != FAILED]
-    truth = _truth(events, names)
-    generator = np.random.default_rng(keys[1])
-    judge = _Judge(truth, generator)
+    events = Events.of([*run(model, Prior(), None, range(num_events), keys[0])], names)
+    ranks = Ranks(events.truth, np.random.default_rng(keys[1]))
     seeds = np.random.default_rng(keys[2])
+    size = _BLOCK if isinstance(engine, EventsEngine) else 1
     with progress_bar("calibration", len(events), "events", progress) as report:
-        for first in range(0, len(events), _BLOCK):
-            block = [observed_values(trace) for trace in events[first : first + _BLOCK]]
-            found = posteriors(model, block, engine, num_traces, int(seeds.integers(1 << 62)), progress=False)
+        for first in range(0, len(events), size):
+            block = events.observed[first : first + size]
+            found = _infer(model, block, engine, num_traces, int(seeds.integers(1 << 62)))
             for number, posterior in enumerate(found, first):
-                judge.rank(number, posterior)
+                ranks.tell(number, posterior)
             report(len(block), "")
-    return judge.verdict()
+    lost = int((ranks.draws == 0).sum())
+    if lost == len(events):
+        raise InferenceError(f"none of {lost} events gave any information; of the first: {ranks.lost}")
+    notes = events.notes
+    if lost:
+        told = f"{lost} of {len(events)} events gave no information, and got uniform ranks; the first: {ranks.lost}"
+        notes = (told, *notes)
+    raw = None if ranks.markov else ranks.raw
+    return Calibration((*events.truth, TARP), ranks.weighted, raw, ranks.draws, ranks.ess, notes)
 
 
-def observed_values(trace: Trace) -> dict[str, Any]:
-    """What an execution observed, by name, as engines take it: a list for a name met several times."""
-    met: dict[str, list[Any]] = {}
-    for statement in trace.observes:
-        if statement.name:
-            met.setdefault(statement.name, []).append(statement.value)
-    return {name: values[0] if len(values) == 1 else values for name, values in met.items()}
+def _infer(
+    model: Simulator, events: Sequence[dict[str, Any]], engine: Engine, num_traces: int | None, seed: int
+) -> list[Posterior | Exception]:
+    """The posterior of each event, or why there is none: one event that an engine can't do is no reason to stop.
 
-
-def named_numbers(trace: Trace) -> dict[str, float]:
-    """The named draws and tags of an execution that it has once, and that are numbers."""
-    pairs = [(name, value) for name, value in zip(trace.names, trace.values, strict=True) if name]
-    pairs += [(tag.name, tag.value) for tag in trace.tags if tag.name]
-    seen: dict[str, list[Any]] = {}
-    for name, value in pairs:
-        seen.setdefault(name, []).append(value)
-    return {n: float(v[0]) for n, v in seen.items() if len(v) == 1 and np.ndim(v[0]) == 0 and _is_number(v[0])}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-
-
-def _truth(events: Sequence[Trace], names: Sequence[str] | None) -> dict[str, Array]:
-    numbers = [named_numbers(trace) for trace in events]
-    if not events or not all(trace.observes for trace in events):
-        raise InferenceError("some events observe nothing: there is nothing to infer from")
-    everywhere = [name for name in numbers[0] if all(name in found for found in numbers)]
-    missing = sorted(set(names or ()) - set(everywhere))
-    if missing or not everywhere:
-        raise InferenceError(
-            f"{', '.join(map(repr, missing)) or 'nothing'} is a number that every event has exactly once; those that "
-            f"are: {', '.join(map(repr, everywhere)) or 'none'}"
-        )
-    return {name: np.array([found[name] for found in numbers]) for name in (names or everywhere)}
-
-
-class _Judge:
-    """Ranks the truth of events among the draws of their posteriors."""
-
-    def __init__(self, truth: Mapping[str, Array], generator: np.random.Generator) -> None:
-        self._names = tuple(truth)
-        self._truth = np.stack(list(truth.values()), axis=1)
-        spread = self._truth.std(axis=0)
-        self._scale = np.where(spread > 0.0, spread, 1.0)
-        self._generator = generator
-        events, variables = self._truth.shape
-        self._ranks = np.empty((events, variables + 1))
-        self._raw = np.empty((events, variables + 1))
-        self._draws = np.empty(events, dtype=np.int64)
-        self._ess = np.empty(events)
-        self._markov = False
-
-    def rank(self, event: int, posterior: Posterior) -> None:
-        self._markov = posterior.markov
-        self._ess[event] = posterior.ess
-        count = max(1, min(int(posterior.ess / _ESS_PER_DRAW), len(posterior)))
-        self._draws[event] = count
-        chosen = posterior.resample(count, seed=int(self._generator.integers(1 << 62)))
-        # TARP's random point: the truth of another event, that is, a draw from the prior.
-        other = (event + int(self._generator.integers(1, max(len(self._truth), 2)))) % len(self._truth)
-        self._ranks[event] = self._among(event, other, chosen)
-        if not posterior.markov:
-            self._raw[event] = self._among(event, other, posterior)
-
-    def _among(self, event: int, other: int, posterior: Posterior) -> Array:
-        values = np.stack([posterior.values(name).astype(np.float64) for name in self._names], axis=1)
-        truth, point = self._truth[event], self._truth[other]
-        far = np.square((values - point) / self._scale).sum(axis=1)
-        true_far = np.square((truth - point) / self._scale).sum()
-        values = np.concatenate([values, far[:, None]], axis=1)
-        truth = np.append(truth, true_far)
-        below = (values < truth).sum(axis=0)
-        ties = (values == truth).sum(axis=0)
-        ranks: Array = (below + self._generator.random(len(truth)) * (ties + 1.0)) / (len(values) + 1.0)
-        return ranks
-
-    def verdict(self) -> Calibration:
-        raw = None if self._markov else self._raw
-        return Calibration((*self._names, TARP), self._ranks, raw, self._draws, self._ess)
+    It may find nowhere to start, or never come where the event was observed.
+    """
+    try:
+        return [*posteriors(model, events, engine, num_traces, seed, progress=False)]
+    except (InferenceError, ObservationError) as error:
+        if len(events) == 1:
+            return [error]
+    seeds = np.random.SeedSequence(seed).generate_state(len(events), np.uint64).tolist()
+    return [
+        posterior
+        for event, own in zip(events, seeds, strict=True)
+        for posterior in _infer(model, [event], engine, num_traces, own)
+    ]

@@ -39,7 +39,9 @@ def as_json(calibration: Calibration) -> str:
     raw = calibration.raw_ranks is not None
     whole: dict[str, Any] = {
         "events": len(calibration),
+        "without_information": int((calibration.draws == 0).sum()),
         "miscalibrated": calibration.miscalibrated(),
+        "notes": calibration.notes,
         "ess": {"median": float(np.median(calibration.ess)), "least": float(calibration.ess.min())},
         "levels": LEVELS,
         "variables": _variables(calibration, False),
