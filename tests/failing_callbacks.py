@@ -20,12 +20,15 @@ class At(Callback):
         what: a signal's name, ``error``, ``loader`` (which kills a process that reads data), or ``full``: no room for
             files.
         step: the minibatch, counted from 1 in this process.
-        moment: ``train`` or ``validation``.
+        moment: ``setup``, ``train`` or ``validation``.
         note: file in which to write down when it happened (``time.time``); where it exists, nothing happens any more.
     """
 
     def __init__(self, rank: int, what: str, step: int = 3, moment: str = "train", note: str | None = None) -> None:
         self._rank, self._what, self._left, self._moment, self._note = rank, what, step, moment, note
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        self._count(trainer, "setup")
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, number: int) -> None:
         self._count(trainer, "train")

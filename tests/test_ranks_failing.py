@@ -152,6 +152,13 @@ def test_a_rank_that_hangs_while_data_flows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_signal_before_the_first_step_stops_all(data: Path, tmp_path: Path) -> None:
+    said = fails(command("mpi", 2, data, tmp_path, *at(1, "SIGUSR1", moment="setup", step=1)), 75)
+    assert said.count("stopped by SIGUSR1 before the first step: the same command goes on") == 1
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["mpi", "ddp_rows"])
 def test_a_signal_to_one_rank_stops_all(data: Path, tmp_path: Path, strategy: str) -> None:
     words = at(1, "SIGTERM", step=5)
@@ -214,8 +221,9 @@ def test_as_many_ranks_end_with_the_same_weights(data: Path, tmp_path: Path) -> 
         "trainer.accumulate_grad_batches=2",
         "data.batch_size=16",
     ]
-    fails(command("mpi", 2, data, tmp_path / "pieces", *words, *at(0, "SIGTERM", step=6)), 75)
-    assert last(tmp_path / "pieces")["global_step"] == 3
+    for minibatch, step in ((1, 0), (6, 3)):  # the first within an iteration: ranks look at once how long parts are
+        fails(command("mpi", 2, data, tmp_path / "pieces", *words, *at(0, "SIGTERM", step=minibatch)), 75)
+        assert last(tmp_path / "pieces")["global_step"] == step
     for name in ("pieces", "whole"):
         run(command("mpi", 2, data, tmp_path / name, *words), timeout=300.0, cwd=HERE)
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
