@@ -18,7 +18,7 @@ def autocast_dtype(like: Tensor) -> torch.dtype:
 
 def has_bf16_products() -> bool:
     """Whether the processor has instructions for them; without, a convolution in bf16 is some hundred times slower."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def without_autocast(function: type[torch.autograd.Function]) -> dict[str, Any]:
