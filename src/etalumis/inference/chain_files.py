@@ -155,7 +155,8 @@ def identity(
 ) -> dict[str, Any]:
     """What makes a chain the one it is: settings but those that only say how much, network, model, data and seed.
 
-    Of a simulator this is the name; :meth:`.chain.Chain.restore` sees whether it does what it did.
+    Of a simulator this is the name; :meth:`.chain.Chain.restore` sees whether it does what it did, as far as the
+    present state of the chain shows.
     """
     digest = hashlib.sha256()
     for name in sorted(observe.values):
