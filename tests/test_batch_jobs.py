@@ -139,8 +139,8 @@ def test_the_script_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         f"cd {tmp_path} || exit",
         "module load openmpi",
         "export NCCL_DEBUG=WARN",
-        f"srun --wait=10 --mpi=pmix --cpus-per-task=8 {sys.executable} -m etalumis train 'data.train=data/my traces' "
-        "strategy=mpi output=runs/tau optimizer.lr=1e-3",
+        f"srun --wait=5 --kill-on-bad-exit=0 --mpi=pmix --cpus-per-task=8 {sys.executable} -m etalumis train "
+        "'data.train=data/my traces' strategy=mpi output=runs/tau optimizer.lr=1e-3",
         "code=$?",
         'if [ "$code" -eq 75 ]; then  # saved and stopped: the same goes on',
         '    scontrol requeue "$SLURM_JOB_ID"',
@@ -245,7 +245,7 @@ def test_submitit_writes_what_we_ask_for(slurm: Path, tmp_path: Path, capsys: py
     assert {f"#SBATCH --{option}" for option in asked.split()} <= set(lines)
     assert lines.index("module load openmpi") < [line.startswith("srun") for line in lines].index(True)
     (srun,) = [line for line in lines if line.startswith("srun")]
-    assert "--wait=10 --mpi=pmix --cpus-per-task=8" in srun
+    assert "--wait=5 --kill-on-bad-exit=0 --mpi=pmix --cpus-per-task=8" in srun
     assert f"{sys.executable} -u -m submitit.core._submit" in srun
     subprocess.run(["bash", "-n", str(script)], check=True)
 

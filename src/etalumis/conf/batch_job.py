@@ -20,7 +20,7 @@ from etalumis.conf.build import ConfigError
 from etalumis.storage.manifest import write_atomically
 
 SCRIPT = "job.sh"
-_OTHERS_S = 10  # what ranks get to end by themselves after the first has ended
+_OTHERS_S = 5  # what ranks get to end by themselves after the first has ended
 # What sbatch reads: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
 _TIME = re.compile(r"(?:(?P<days>\d+)-(?P<rest>\d+(?::\d+){0,2})|(?P<time>\d+(?::\d+){0,2}))")
 
@@ -92,7 +92,9 @@ class Allocation:
 
     def srun_options(self, config: Mapping[str, Any]) -> list[str]:
         """How srun starts the ranks of a training."""
-        options = [f"--wait={_OTHERS_S}"]
+        # Where the first rank that leaves with 75 had the others killed, as some clusters are set up to do, srun would
+        # say so in place of 75: its exit code is the highest, and 128 + 9 that of a killed one.
+        options = [f"--wait={_OTHERS_S}", "--kill-on-bad-exit=0"]
         if uses_mpi(config):
             options.append(f"--mpi={self.mpi}")
         if self.cores_per_rank is not None:

@@ -6,7 +6,6 @@ command line, and the name of the class below.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from etalumis.callbacks.requests import Paused
 from etalumis.conf.batch_job import Allocation
 from etalumis.conf.build import ConfigError
 
-_ASKED = signal.SIGUSR2  # by which submitit's jobs are asked to stop and to be queued again
+_QUEUE_AGAIN = signal.SIGUSR2  # asks submitit's jobs to stop, and submitit in them to queue them again
 _MOST_JOBS = 1000  # of one training
 
 
@@ -96,15 +95,12 @@ class Training:
         from etalumis.cli import main
 
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        queue_again = signal.signal(_ASKED, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))  # which training hears
         try:
-            code: Any = main(["train", *self.words])
+            code: Any = main(["train", *self.words])  # which hears the signal while it trains
         except SystemExit as left:
             code = left.code
-        finally:
-            signal.signal(_ASKED, queue_again)
         if code == Paused.exit_code:
-            signal.raise_signal(_ASKED)
+            signal.raise_signal(_QUEUE_AGAIN)
         elif code:
             raise RuntimeError(f"etalumis train ended with exit code {code}: see the output")
 
