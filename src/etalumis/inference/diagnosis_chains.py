@@ -107,7 +107,7 @@ def chain_notes(posterior: Posterior, named: Sequence[Row], addresses: Sequence[
             f"bulk or tail ESS below {ESS_GOOD:.0f} for {_listed(few)}: means are good to about a tenth of a standard "
             "deviation, ends of intervals are worse"
         )
-    scarce = [row for row in _unnamed(addresses) if row["ess"] < ESS_BAD]
+    scarce = [row for row in _unnamed(addresses) if row["ess"] < ESS_BAD and row["rhat"] <= RHAT_BAD]
     if scarce:
         least = min(scarce, key=lambda row: row["ess"])
         yield (
