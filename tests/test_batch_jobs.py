@@ -17,6 +17,7 @@ from etalumis import cli
 from etalumis.conf.batch_job import Slurm, command
 from etalumis.conf.build import ConfigError, build
 from etalumis.conf.compose import compose, plain
+from etalumis.conf.help import choices, settings_of, verb_help
 from etalumis.storage import simulate
 from launching import ENVIRONMENT
 from training_runs import SMALL, branching_model
@@ -79,6 +80,14 @@ def says(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 )
 def test_times_as_sbatch_reads_them(time: str, minutes: float) -> None:
     assert build(settings("cluster=slurm", f"cluster.time={time}")["cluster"]).minutes == minutes
+
+
+@pytest.mark.parametrize("cluster", choices("cluster"))
+def test_help_says_what_each_setting_means(cluster: str) -> None:
+    found = settings_of("cluster", cluster)
+    assert {"partition", "account", "grace"} < {setting.key for setting in found}
+    assert [setting.key for setting in found if not setting.comment] == []
+    assert "cluster.partition=null" in verb_help("train", [f"cluster={cluster}"])
 
 
 @pytest.mark.parametrize(

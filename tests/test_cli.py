@@ -82,6 +82,12 @@ def test_help_shows_the_settings_of_a_choice() -> None:
     assert setting not in verb_help("infer", ["engine=ic"])
 
 
+def test_help_shows_what_a_choice_builds_on() -> None:
+    shown = verb_help("train", ["optimizer=adam_larc"])
+    assert "optimizer.lr=1.0e-3" in shown
+    assert "optimizer.larc=update" in shown
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_choice_says_what_it_is(group: str) -> None:
     assert choices(group)

@@ -11,6 +11,7 @@ from etalumis.conf.compose import PACKAGE, compose
 
 _SETTING = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#]*?))?\s*(?:# (?P<comment>.*))?$")
 _GROUP = re.compile(r"^  - (?:override )?/?(?P<group>\w+)(?:@\w+)?: (?P<choice>[^ #]+)(?: # (?P<comment>.*))?$")
+_BASE = re.compile(r"^  - (?P<base>(?!_self_)[\w/]+)(?:@_here_)?$")
 _PACKAGE = re.compile(r"# @package (?P<package>\S+)")
 _EXAMPLES = "examples:"
 _WIDEST = 40
@@ -50,7 +51,7 @@ def verb_help(verb: str, overrides: Sequence[str] = ()) -> str:
         for name in choices(group):
             marks = f"{summary(group, name)}{' (the default)' if name == default else ''}"
             lines += table([Setting(name, "", marks)], 16)
-        if given in choices(group) and (own := settings(read(f"{group}/{given}.yaml"))):
+        if given in choices(group) and (own := settings_of(group, given)):
             lines += [f"  settings of {group}={given}:"]
             where = package(group, given)
             lines += [f"  {line}" for line in table([s._replace(key=f"{where}{s.key}") for s in own])]
@@ -100,6 +101,18 @@ def settings(text: str) -> list[Setting]:
         if match["value"]:
             found.append(Setting(".".join(path), match["value"], match["comment"] or ""))
     return found
+
+
+def settings_of(group: str, choice: str) -> list[Setting]:
+    """The keys of a choice's file, after those of the files that it builds on."""
+    text = read(f"{group}/{choice}.yaml")
+    found: dict[str, Setting] = {}
+    for match in filter(None, map(_BASE.match, text.splitlines())):
+        found |= {setting.key: setting for setting in settings_of(group, match["base"])}
+    for setting in settings(text):
+        before = found.get(setting.key, setting)
+        found[setting.key] = setting._replace(comment=setting.comment or before.comment)
+    return list(found.values())
 
 
 def choices(group: str) -> list[str]:
