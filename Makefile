@@ -21,7 +21,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt scripts/setup.sh
 
 demo_extras := report $(if $(filter pythia%,$(SIMULATOR)),pythia)
 # One thread per worker: the workers fill the cores.
-pytest := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS)
+pytest := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo test test-slow lint format constraints clean
 
