@@ -215,10 +215,10 @@ def test_a_point_that_stops_unasked_has_failed(tmp_path: Path, code: str, why: s
 
 
 @pytest.mark.slow
-def test_a_search_with_points_that_were_terminated_says_so(data: Path, tmp_path: Path) -> None:
+def test_a_search_with_points_that_were_killed_says_so(data: Path, tmp_path: Path) -> None:
     words = [*words_of(data, tmp_path)[:-1], "+callbacks.end._target_=signal.raise_signal"]
-    with pytest.raises(SearchError, match=r"2 of 2 points failed, .*killed by SIGTERM"):
-        search(["search=custom", *words, "+callbacks.end._args_=[15]", "optimizer.lr=1e-3,1e-2"])
+    with pytest.raises(SearchError, match=r"2 of 2 points failed, .*killed by SIGKILL"):
+        search(["search=custom", *words, "+callbacks.end._args_=[9]", "optimizer.lr=1e-3,1e-2"])
     rows = json.loads((tmp_path / "table.json").read_text())
     assert [row["state"] for row in rows] == ["failed", "failed"]
 
