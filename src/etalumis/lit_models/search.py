@@ -52,7 +52,7 @@ def search(overrides: Sequence[str], config_dir: str | None = None) -> str:
     Raises:
         ConfigError: settings that are none, or an output folder with a search of others.
         SearchError: points failed; table and figure show the others.
-        Paused: on SIGTERM, SIGUSR1, Ctrl-C or at the time limit.
+        Paused: on SIGTERM, SIGUSR1, SIGUSR2, Ctrl-C or at the time limit.
     """
     config, points = expand(overrides, config_dir)
     output = Path(config["output"])
