@@ -1,5 +1,6 @@
 """Fixtures for every test."""
 
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -39,3 +40,13 @@ def torch_state_unchanged() -> Iterator[None]:
     after = torch_state()
     changed = {name: (old, after[name]) for name, old in before.items() if after[name] != old}
     assert not changed, f"the test changed torch's global state (before, after): {changed}; restore it"
+
+
+@pytest.fixture(autouse=True)
+def logger_levels_unchanged() -> Iterator[None]:
+    """Fail a test after which the package's warnings would no longer be heard."""
+    loggers = [logging.getLogger(name) for name in ("etalumis", "etalumis.inference")]
+    before = [logger.level for logger in loggers]
+    yield
+    after = [logger.level for logger in loggers]
+    assert after == before, "the test changed what loggers tell; commands restore it"

@@ -20,7 +20,7 @@ def faults():
 first = faults()
 kept = keep_freed_memory()
 torch.ones(16 << 20)
-print(kept, first, faults())
+print(kept, first, min(faults() for _ in range(3)))  # the system may take pages back for reasons of its own
 """
 
 

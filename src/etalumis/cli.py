@@ -7,7 +7,6 @@ processes import this module too, so nothing heavy is imported before a verb nee
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 import time
@@ -222,13 +221,14 @@ def infer(config: Config) -> None:
     use_threads(config["threads"])
     from etalumis.conf.build import build_engine, build_model, close
     from etalumis.conf.events import read_observation
+    from etalumis.conf.quiet import ENGINES, errors_only
 
     observe = read_observation(config["observe"])
     engine = build_engine(config["engine"])
-    logging.getLogger("etalumis.inference").setLevel(logging.ERROR)  # the printed posterior says its warnings
     model = build_model(config["simulator"])
     try:
-        posterior = engine.run(model, observe, config["num_traces"], seed=config["seed"])
+        with errors_only(ENGINES):  # the printed posterior says its warnings
+            posterior = engine.run(model, observe, config["num_traces"], seed=config["seed"])
     finally:
         close(model)
     posterior.save(config["output"])
