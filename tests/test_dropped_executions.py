@@ -73,7 +73,7 @@ def test_chains_with_a_network_go_on_where_the_present_state_is_dropped() -> Non
     network = et.IC(ByHand({"x": lambda prior: Normal(0.3, 1.0)})).as_kernel(share=0.5)
     model = Flaky(normal)
     post = et.posterior(model, OBSERVED, et.RMH(chains=1, burn_in=10, starts=20, proposals=network), num_traces=200)
-    assert post.info["failed"] == model.count // 9
+    assert 0 < post.info["failed"] < model.count // 9, "evaluations of the present state are not counted"
     assert model.count > post.info["executions"], "the network was asked for states that other moves made"
 
 

@@ -12,6 +12,8 @@ import pytest
 import etalumis as et
 from etalumis.distributions import Bernoulli, Categorical, Exponential, Normal
 from etalumis.inference import InferenceError, diagnostics
+from etalumis.inference.address_values import address_values
+from etalumis.inference.by_address import chain_columns
 from etalumis.inference.mixing import mixing
 from etalumis.inference.pareto import smooth
 from etalumis.simulators.classics import gaussian
@@ -284,7 +286,9 @@ def test_addresses_before_and_after(good: et.Posterior, prior: et.Posterior) -> 
     assert rows["Normal"]["mean"] == pytest.approx(good.mean("mu"))
     assert rows["Normal"]["prior_std"] == pytest.approx(prior.std("mu"))
     assert rows["Exponential"]["name"] is None
-    assert rows["Exponential"]["of"] in ("presence", "values")  # whichever mixes worse
+    branch = address_values(good.traces)[rows["Exponential"]["address"]]
+    worst = max(mixing(chains, discrete=False).rhat for chains in chain_columns(good, branch).values())
+    assert rows["Exponential"]["rhat"] == worst, "of presence and values what mixes worse"
     assert rows["Exponential"]["probability"] == pytest.approx(good.probabilities("kind")[1])
     assert rows["Exponential"]["prior_probability"] == pytest.approx(prior.probabilities("kind")[1])
     assert rows["Normal"]["accepted"] == pytest.approx(

@@ -79,6 +79,23 @@ def test_enumerated_hidden_markov(engine: et.RMH) -> None:
     assert max(z_probabilities(post, f"state{k}", exact[k]) for k in range(len(emissions))) < TOLERANCE
 
 
+def sometimes_asked() -> bool:
+    """Half of the states have nothing that a network is asked for; what is observed tells nothing."""
+    b = et.sample(Bernoulli(0.5), name="b", control=False)
+    if b:
+        et.sample(Normal(0.0, 1.0), name="a")
+    et.observe(Normal(0.0, 1.0), name="y")
+    return bool(b)
+
+
+@pytest.mark.parametrize("whole", [0.0, 0.5, 1.0])
+def test_states_without_a_draw_to_ask_for(whole: float) -> None:
+    """A move into them that has no way back would leave chains there."""
+    engine = et.LMH(**SHORT, **by_network(whole))
+    post = et.posterior(et.Model(sometimes_asked), {"y": 0.5}, engine, num_traces=8_000, seed=6)
+    assert abs(z_chains(post, np.array(post.results, dtype=np.float64), 0.5)) < TOLERANCE
+
+
 def test_uncontrolled_conditioned_and_factor(engine: et.RMH) -> None:
     post = et.posterior(et.Model(linear), LINEAR, engine, num_traces=12_000, seed=5)
     mean, std, _ = linear_exact()
@@ -180,7 +197,7 @@ def only_arrays() -> None:
 
 
 def test_a_network_without_scalars_to_move_is_told() -> None:
-    engine = et.RMH(chains=2, burn_in=100, starts=20, proposals=et.IC(ByHand({})).as_kernel(0.5))
+    engine = et.RMH(chains=2, burn_in=100, starts=20, proposals=et.IC(ByHand({})).as_kernel(0.5, whole=0.0))
     post = et.posterior(et.Model(only_arrays), {"y": np.ones(2)}, engine, num_traces=1000, seed=1)
     assert post.info["idle"]["controlled scalar draw"] > 400
     assert "draw the elements of arrays one by one" in post.info["warnings"][0]

@@ -154,7 +154,7 @@ def test_a_rank_that_hangs_while_data_flows(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_signal_before_the_first_step_stops_all(data: Path, tmp_path: Path) -> None:
     said = fails(command("mpi", 2, data, tmp_path, *at(1, "SIGUSR1", moment="setup", step=1)), 75)
-    assert said.count("stopped by SIGUSR1 before the first step: the same command goes on") == 1
+    assert said.count("stopped by SIGUSR1 before the first step of this run: the same command goes on") == 1
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -184,12 +184,14 @@ def test_a_minibatch_is_timed_and_what_it_touches_is_known(tmp_path: Path) -> No
     assert 0.0 < efficiency(simulate(found, 64, iterations=20), simulate(found, 1, iterations=50)) < 1.2
     few = worker.measure(times.sampled(times.WAYS["plain"], folders, draws), repeats=1, most=2)
     assert len(few.seconds) == 2
-    cost = times.CNNCost.measured(0)
-    cnn = times.with_cnn(few, cost)
-    assert bool((cnn.seconds > few.seconds + 0.01 * few.traces).all())
-    assert cnn.dense_bytes - few.dense_bytes == cnn.last_bytes > 4_000_000
-    assert 0.5 < cost.backward / cost.forward < 8.0, "about two"
-    assert cnn.last.tolist() == pytest.approx((cost.backward * few.traces).tolist())
+    measured = times.CNNCost.measured(0)
+    assert measured.forward > 0.0
+    assert measured.backward >= 0.0
+    assert measured.bytes > 4_000_000
+    cnn = times.with_cnn(few, times.CNNCost(0.25, 0.5, 5_000_000))
+    assert cnn.seconds.tolist() == pytest.approx((few.seconds + 0.75 * few.traces).tolist())
+    assert cnn.last.tolist() == pytest.approx((0.5 * few.traces).tolist())
+    assert cnn.dense_bytes - few.dense_bytes == cnn.last_bytes == 5_000_000
 
 
 @pytest.mark.parametrize(

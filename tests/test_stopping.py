@@ -157,7 +157,7 @@ def test_before_the_first_step(data: Path, tmp_path: Path, moment: str, monkeypa
 
         monkeypatch.setattr(name, asks)
         how["moment"] = "on_train_batch_start"  # too late
-    assert asked(config, **how) == "stopped by SIGUSR2 before the first step: the same command goes on"
+    assert asked(config, **how) == "stopped by SIGUSR2 before the first step of this run: the same command goes on"
     assert not (tmp_path / "checkpoints").exists()
     monkeypatch.undo()
     assert fit(config).trainer.global_step > 0
@@ -198,9 +198,9 @@ def test_within_a_long_iteration(
 def test_time_limit(data: Path, tmp_path: Path) -> None:
     config = settings(data / "tau", tmp_path, "time_limit=00:00:00:01", "trainer.max_epochs=1000")
     started = time.monotonic()
-    with pytest.raises(Paused, match=r"stopped by the time limit after \d+ steps"):
+    with pytest.raises(Paused, match=r"stopped by the time limit after [\d,]+ steps"):
         fit(config)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 60
     assert last(tmp_path)["global_step"] > 0
     with pytest.raises(ConfigError, match=r"trainer\.max_time .* give time_limit="):
         fit(settings(data / "tau", tmp_path, "+trainer.max_time=00:00:00:01"))
@@ -241,5 +241,5 @@ def test_everybody_is_asked_to_stop(data: Path, tmp_path: Path, kind: str) -> No
         _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert "Traceback" not in said
-    assert re.search(r"stopped by SIGUSR1 after [\d,]+ steps, saved in .*last\.ckpt", said)
+    assert re.search(r"stopped by SIG(USR1|USR2|TERM) after [\d,]+ steps, saved in .*last\.ckpt", said)
     assert last(tmp_path)["global_step"] > 0

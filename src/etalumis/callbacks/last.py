@@ -53,7 +53,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         request = self._agree(trainer, int(self.requests.signal or 0))
         if request:
-            raise paused(request, f"before the first step{GOES_ON}")
+            raise paused(request, f"before the first step of this run{GOES_ON}")
         self.requests.listen([signal.SIGINT])
         self._saved = time.monotonic()
         data = getattr(trainer, "datamodule", None)

@@ -232,9 +232,9 @@ class Chain:
 
         How often a chain needs it depends on what it remembers, which an interrupted one does not.
         """
-        before, self._index = (self._index, self.executions), 0
+        before, self._index = (self._index, self.executions, self.failed), 0
         trace = self.propose(proposer, told, fixed)
-        self._index, self.executions = before
+        self._index, self.executions, self.failed = before
         return trace
 
     def sites(self, trace: Trace) -> Sites:

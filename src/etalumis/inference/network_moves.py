@@ -34,14 +34,15 @@ class Proposed(Untaught):
     def attempt(self, host: Host, state: State, first: float, second: float, stream: Stream) -> Attempt:
         old = state.trace
         asked = asked_sites(old)
-        if not asked:
-            return Attempt(None, lacking=SCALAR)
         whole = second < self._whole
-        position = asked[0] if whole else pick(asked, first)
+        # A whole trace is redrawn from any state, also from one that has nothing to ask the network for: there must be
+        # a way back into states that have.
+        if not old.addresses or not (asked or whole):
+            return Attempt(None, lacking=SCALAR)
+        position = start = 0 if whole else pick(asked, first)
         log_q = self._log_q(host, old)
         if log_q is None:
             return Attempt(old.addresses[position])
-        start = 0 if whole else position
         new = host.propose(self._proposer, *told_and_fixed(old, start))
         if new.ended != FINISHED or not math.isfinite(new.log_likelihood + new.log_prior):
             return Attempt(old.addresses[position])

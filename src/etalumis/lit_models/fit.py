@@ -112,6 +112,7 @@ def _fit(
         torch.manual_seed(derived_seed(config["seed"], strategy.global_rank))  # for what draws while it trains
     check_validation(data, strategy)
     trainer = make_trainer(config, data.valid_order.traces > 0, strategy=strategy, stored=resume, requests=requests)
+    leave_if_asked(requests, strategy)  # from here on callbacks look, if there is one that does
     trial = is_trial(trainer)
     if str(config["trainer"].get("precision")) in _DOUBLE:
         module.double()  # before a checkpoint is loaded into it, which Lightning does first
@@ -127,6 +128,9 @@ def _fit(
         try:
             path = None if resume is None else resume.path
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            trainer.strategy.barrier()  # what rank 0 has left behind is there
+            if not trial and data.test_traces:
+                module.tested = _test(trainer, module, data, output)
         except ProposalError as error:
             if not trial:
                 write_diverged(output / "result.json", trainer.global_step, error, trainer.global_rank)
@@ -135,9 +139,6 @@ def _fit(
             if trainer.interrupted:
                 raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
             raise
-        trainer.strategy.barrier()  # what rank 0 has left behind is there
-        if not trial and data.test_traces:
-            module.tested = _test(trainer, module, data, output)
     return module
 
 

@@ -78,7 +78,7 @@ def leave_if_asked(requests: StopRequests, strategy: RowStrategy | None) -> None
     if strategy is not None:
         request = int(strategy.reduce(torch.tensor(request), reduce_op="max"))
     if request:
-        raise paused(request, f"before the first step{GOES_ON}")
+        raise paused(request, f"before the first step of this run{GOES_ON}")
 
 
 class LeaveSignals(_SignalConnector):

@@ -92,7 +92,8 @@ class RowExchange:
         if not traces:
             return  # the others' are to be dropped, too
         self.parts.refresh()
-        self._begun = _in_background(lambda: self._begin(traces, factor, loss))
+        start = time.perf_counter()
+        self._begun = _in_background(lambda: self._begin(traces, factor, loss, start))
 
     def __call__(self, traces: int, factor: float = 1.0, loss: float = 0.0) -> Exchanged:
         """Replace this rank's mean gradients by the mean over the traces of all ranks; collective.
@@ -116,7 +117,7 @@ class RowExchange:
             torch.cuda.synchronize(device)  # a backward pass at work is not waiting for others
         start = time.perf_counter()
         begun, self._begun = self._begun, None
-        first = self._begin(traces, factor, loss) if begun is None else begun.result()
+        first = self._begin(traces, factor, loss, start) if begun is None else begun.result()
         joined = [first.joined]
         waiting = max(first.met - start, 0.0)
         if self._last is not None:
@@ -134,9 +135,8 @@ class RowExchange:
             hidden=max(min(start, first.joined.ended) - first.start, 0.0),
         )
 
-    def _begin(self, traces: int, factor: float, loss: float) -> _Begun:
+    def _begin(self, traces: int, factor: float, loss: float, start: float) -> _Begun:
         """All but the last parts."""
-        start = time.perf_counter()
         if not traces:
             self._drop()
         total, losses = self._meet(traces, loss)
