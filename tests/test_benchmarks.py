@@ -230,6 +230,7 @@ def test_three_events_get_the_checks_of_the_demo(tmp_path: Path, capsys: pytest.
     assert all(again[name] == results[name] for name in (*each, "rmh_vs_ic"))
 
 
+@pytest.mark.slow
 def test_rounds_of_chains_and_of_executions_are_one_posterior_each(tmp_path: Path) -> None:
     """Neither engine stands at such sizes, so both go on for as many rounds as they may."""
     pytest.importorskip("torch")

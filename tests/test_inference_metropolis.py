@@ -433,7 +433,7 @@ def test_keeping_observes() -> None:
 
 @pytest.mark.slow
 def test_long_marsaglia_chains(engine: Callable[..., et.LMH]) -> None:
-    post = et.posterior(et.Model(marsaglia), EASY, engine(chains=16, burn_in=2000), num_traces=160_000, seed=10)
+    post = et.posterior(et.Model(marsaglia), EASY, engine(chains=16, burn_in=1000), num_traces=80_000, seed=10)
     assert np.abs(z_scores(post, "mu", *gaussian_posterior(*EASY.values()))).max() < TOLERANCE
 
 

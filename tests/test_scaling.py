@@ -167,6 +167,7 @@ def test_real_ranks_are_compared_by_medians(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_minibatch_is_timed_and_what_it_touches_is_known(tmp_path: Path) -> None:
     times = pytest.importorskip("benchmarks.minibatch_times")
     for name, count in (("random", 150), ("sorted", 150)):

@@ -72,8 +72,8 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int
     ("launcher", "ranks", "strategy"),
     [
         (mpirun, 2, ["strategy=mpi"]),
-        (mpirun, 4, ["strategy=mpi", "strategy.overlap=true"]),
-        (torchrun, 2, ["strategy=ddp_rows"]),
+        pytest.param(mpirun, 4, ["strategy=mpi", "strategy.overlap=true"], marks=pytest.mark.slow),
+        pytest.param(torchrun, 2, ["strategy=ddp_rows"], marks=pytest.mark.slow),
     ],
 )
 def test_ranks_train_the_network_that_one_process_trains(
