@@ -8,6 +8,7 @@ import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
     requests.listen(JOB_SIGNALS)
     try:
         with job(config.get("strategy")) as strategy, ExitStack() as stack:
+            stack.push(partial(_give_back_after_errors, requests))
             if not trial and (strategy is None or strategy.is_global_zero):
                 stack.enter_context(locked(output / LOCK, taken))
                 sweep(output)
@@ -86,6 +88,12 @@ def fit(config: Mapping[str, Any]) -> LitInferenceNetwork:
             raise KeyboardInterrupt(str(paused)) from None
         raise
     finally:
+        requests.close()
+
+
+def _give_back_after_errors(requests: StopRequests, kind: type[BaseException] | None, *rest: object) -> None:
+    """A rank that waits for the first to say what is wrong must end when the launcher ends the job."""
+    if kind is not None and not issubclass(kind, Paused):
         requests.close()
 
 
