@@ -13,7 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from etalumis.callbacks.export import is_trial
-from etalumis.callbacks.requests import GOES_ON, StopRequests, paused
+from etalumis.callbacks.requests import GOES_ON, StopRequests, leave_if_asked, paused
 from etalumis.datamodules.tracked import TrackedDataModule
 from etalumis.lit_models.plugins import CheckpointFiles
 
@@ -51,9 +51,7 @@ class LastCheckpoint(Checkpoint):
         self._cut = False
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        request = self._agree(trainer, int(self.requests.signal or 0))
-        if request:
-            raise paused(request, f"before the first step of this run{GOES_ON}")
+        leave_if_asked(self.requests, trainer.strategy)
         self.requests.listen([signal.SIGINT])
         self._saved = time.monotonic()
         data = getattr(trainer, "datamodule", None)

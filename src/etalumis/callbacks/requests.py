@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
+import torch
+
 from etalumis.execution.signals import JOB_SIGNALS
 
 _SIGNALS = (*JOB_SIGNALS, signal.SIGINT)
@@ -92,6 +94,19 @@ class StopRequests:
         if self.signal is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = self.signal or signal.Signals(number)
+
+
+def leave_if_asked(requests: StopRequests, strategy: Any) -> None:
+    """Before the first step, where all ranks come by: there is nothing to save.
+
+    Raises:
+        Paused: one of them has got a signal. A limit of time lets an iteration be made first.
+    """
+    request = int(requests.signal or 0)
+    if strategy is not None:
+        request = int(strategy.reduce(torch.tensor(request), reduce_op="max"))
+    if request:
+        raise paused(request, f"before the first step of this run{GOES_ON}")
 
 
 def seconds_of(duration: str | float | None) -> float | None:

@@ -19,14 +19,14 @@ from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from etalumis.callbacks import Balance, Export, LastCheckpoint, Paused, Position, is_trial
-from etalumis.callbacks.requests import StopRequests, seconds_of
+from etalumis.callbacks.requests import StopRequests, leave_if_asked, seconds_of
 from etalumis.conf.build import ConfigError, build, locate
 from etalumis.datamodules.tracked import TrackedDataModule
 from etalumis.distributions import derived_seed
 from etalumis.execution.pool import share_of_cores
 from etalumis.execution.signals import JOB_SIGNALS
 from etalumis.lit_models.inference_network import TEST_LOSS, VALID_LOSS, LitInferenceNetwork, MakeOptimizer
-from etalumis.lit_models.job import LeaveSignals, job, leave_if_asked
+from etalumis.lit_models.job import LeaveSignals, job
 from etalumis.lit_models.lock import locked
 from etalumis.lit_models.minibatch import with_minibatch
 from etalumis.lit_models.plugins import CheckpointFiles, DoubleMinibatches

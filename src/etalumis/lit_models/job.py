@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
-from etalumis.callbacks.requests import GOES_ON, Paused, StopRequests, paused
+from etalumis.callbacks.requests import Paused
 from etalumis.conf.build import ConfigError, build
 from etalumis.conf.tracebacks import shows_traceback
 from etalumis.strategies import Collective, RowStrategy, launched_ranks
@@ -66,19 +65,6 @@ def job(settings: Mapping[str, Any] | None) -> Iterator[RowStrategy | None]:
         time.sleep(_PATIENCE_S)  # launchers end all ranks when one leaves with an error code: rank 0 speaks first
         raise SystemExit(128 + signal.SIGINT if paused.signal == signal.SIGINT else paused.exit_code)
     raise paused
-
-
-def leave_if_asked(requests: StopRequests, strategy: RowStrategy | None) -> None:
-    """Before the first step, where all ranks come by: there is nothing to save.
-
-    Raises:
-        Paused: one of them has got a signal. A limit of time lets an iteration be made first.
-    """
-    request = int(requests.signal or 0)
-    if strategy is not None:
-        request = int(strategy.reduce(torch.tensor(request), reduce_op="max"))
-    if request:
-        raise paused(request, f"before the first step of this run{GOES_ON}")
 
 
 class LeaveSignals(_SignalConnector):
